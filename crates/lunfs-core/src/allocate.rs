@@ -1,0 +1,343 @@
+//! Space: which blocks of the clusters this host holds are free, reserved or in use.
+//!
+//! Invariants:
+//! - A block is reserved only in a cluster whose lock this host holds, under a read guard that lasts
+//!   until the reservation is committed or dropped: the lock cannot leave meanwhile (Q7).
+//! - A block is in use or reserved or quarantined, or free; a freed block leaves quarantine only when
+//!   the record that frees it is durable and no in-place write is under way (Q6).
+
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+
+use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, LockObject, RECORD};
+
+use crate::error::{Error, Kind, Result};
+use crate::locks::{ReadGuard, Wish, WishKind};
+use crate::volume::Volume;
+
+/// Blocks that only metadata may use, so that what was accepted can always be written back.
+const METADATA_RESERVE: u32 = 96;
+/// Clusters looked at in one search for a free one.
+const SEARCH_MAX: u64 = 4096;
+/// Clusters that one extension of the frontier initialises.
+const FRONTIER_STEP: u64 = 64;
+
+struct Space {
+    /// In use, reserved or quarantined.
+    busy: Bitmap,
+    free: u32,
+    /// Where the next search begins.
+    next: u32,
+}
+
+/// What this host knows about free space.
+pub struct Allocator {
+    geometry: Geometry,
+    held: BTreeMap<u64, Space>,
+    /// Free blocks of clusters, as last read.
+    seen: BTreeMap<u64, u32>,
+    current: Option<u64>,
+    /// Where this host begins to look for clusters.
+    home: u64,
+}
+
+impl Allocator {
+    /// Knows nothing yet; hosts of different slots begin at different places.
+    pub fn new(geometry: Geometry, slot: u32) -> Allocator {
+        let spread = u64::from(slot).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        Allocator {
+            geometry,
+            held: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            current: None,
+            home: spread,
+        }
+    }
+
+    /// A cluster's lock was taken.
+    pub fn held(&mut self, cluster: &Cluster) {
+        let free = cluster.bitmap.count_free();
+        self.seen.insert(cluster.index, free);
+        self.held
+            .insert(cluster.index, Space { busy: cluster.bitmap.clone(), free, next: 0 });
+    }
+
+    /// A cluster's lock was given up.
+    pub fn gave(&mut self, lock: BlockNo) {
+        if let Some(index) = self.geometry.cluster_of(lock) {
+            if let Some(space) = self.held.remove(&index) {
+                self.seen.insert(index, space.free);
+            }
+            if self.current == Some(index) {
+                self.current = None;
+            }
+        }
+    }
+
+    /// Blocks free as last seen.
+    pub fn free_seen(&self) -> u64 {
+        self.seen
+            .iter()
+            .map(|(i, free)| u64::from(self.held.get(i).map_or(*free, |s| s.free)))
+            .sum()
+    }
+
+    /// Remembers how many blocks of a cluster were free when it was read.
+    pub fn saw(&mut self, index: u64, free: u32) {
+        self.seen.insert(index, free);
+    }
+
+    /// Clusters never read so far.
+    pub fn unseen(&self, initialised: u64) -> Vec<u64> {
+        (0..initialised).filter(|i| !self.seen.contains_key(i)).collect()
+    }
+
+    fn take(&mut self, index: u64, len: u32, reserve: u32) -> Option<u32> {
+        let space = self.held.get_mut(&index)?;
+        if space.free < len + reserve {
+            return None;
+        }
+        let start = space.busy.find_run(len, space.next).or_else(|| space.busy.find_run(len, 0))?;
+        space.busy.set_run(start, len, true);
+        space.free -= len;
+        space.next = start + len;
+        Some(start)
+    }
+
+    /// Blocks that nobody refers to any more may be handed out again.
+    pub fn give_back(&mut self, start: BlockNo, len: u64) {
+        let Some(index) = self.geometry.cluster_of(start) else { return };
+        let first = start.0 - self.geometry.cluster_start(index).0;
+        if let Some(space) = self.held.get_mut(&index) {
+            let (first, len) = (first as u32, len as u32);
+            space.busy.set_run(first, len, false);
+            space.free += len;
+            space.next = space.next.min(first);
+        }
+    }
+
+    fn order(&self) -> Vec<u64> {
+        let first = self.current.into_iter();
+        let rest = self.held.keys().copied().filter(|i| Some(*i) != self.current);
+        first.chain(rest).collect()
+    }
+}
+
+/// Blocks set aside for one use. Dropped without being committed, they are free again.
+pub struct Reservation {
+    /// First block.
+    pub start: BlockNo,
+    /// Blocks.
+    pub len: u64,
+    /// Version that what is stored there starts above.
+    pub birth: u64,
+    /// Keeps the cluster's lock here.
+    pub guard: ReadGuard,
+    volume: Weak<Volume>,
+    committed: bool,
+}
+
+impl Reservation {
+    /// The blocks are in use by a finished transaction.
+    pub fn commit(mut self) {
+        self.committed = true;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Some(volume) = self.volume.upgrade()
+        {
+            volume.alloc.borrow_mut().give_back(self.start, self.len);
+        }
+    }
+}
+
+/// What the space is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Contents of files: leaves a reserve.
+    Data,
+    /// Metadata: may use the reserve.
+    Metadata,
+}
+
+impl Volume {
+    /// Sets a run of blocks aside, without waiting for another host.
+    pub(crate) async fn reserve(&self, len: u32, purpose: Purpose) -> Result<Reservation> {
+        let reserve = if purpose == Purpose::Data { METADATA_RESERVE } else { 0 };
+        loop {
+            if let Some(reservation) = self.reserve_held(len, reserve) {
+                return Ok(reservation);
+            }
+            if !self.take_cluster(len + reserve).await? {
+                return Err(Error::new(Kind::NoSpace, "no run of free blocks is left"));
+            }
+        }
+    }
+
+    fn reserve_held(&self, len: u32, reserve: u32) -> Option<Reservation> {
+        let order = self.alloc.borrow().order();
+        for index in order {
+            let lock = self.geometry().cluster_start(index);
+            let Some(guard) = self.locks.get(lock).and_then(|e| e.try_read()) else { continue };
+            let Some(offset) = self.alloc.borrow_mut().take(index, len, reserve) else { continue };
+            self.alloc.borrow_mut().current = Some(index);
+            let birth = {
+                let cache = self.cache.borrow();
+                let header = cache.get(lock.plus(1)).expect("the header of a held cluster");
+                header.version.count + 1
+            };
+            return Some(Reservation {
+                start: lock.plus(u64::from(offset)),
+                len: u64::from(len),
+                birth,
+                guard,
+                volume: self.weak(),
+                committed: false,
+            });
+        }
+        None
+    }
+
+    fn cluster_wish(&self, index: u64) -> Wish {
+        let addr = self.geometry().cluster_start(index);
+        Wish { addr, birth: 0, kind: WishKind::Cluster }
+    }
+
+    /// Takes one more cluster with at least `need` free blocks that nobody holds.
+    async fn take_cluster(&self, need: u32) -> Result<bool> {
+        let initialised = self.initialised().await?;
+        let home = self.alloc.borrow().home;
+        for step in 0..initialised.min(SEARCH_MAX) {
+            let index = (home + step) % initialised;
+            let skip = {
+                let alloc = self.alloc.borrow();
+                alloc.held.contains_key(&index)
+                    || alloc.seen.get(&index).is_some_and(|f| *f < need)
+            };
+            if skip || !self.looks_free(index, need).await? {
+                continue;
+            }
+            if self.try_take(self.cluster_wish(index)).await?.is_some() {
+                self.alloc.borrow_mut().current = Some(index);
+                return Ok(true);
+            }
+        }
+        self.extend_frontier().await
+    }
+
+    /// Reads a cluster's header without its lock: a hint.
+    async fn looks_free(&self, index: u64, need: u32) -> Result<bool> {
+        let start = self.geometry().cluster_start(index);
+        let (lock, body) = self.read_lock(start).await?;
+        let Some(lock) = lock.filter(|l| l.object == LockObject::Cluster) else {
+            self.alloc.borrow_mut().saw(index, 0);
+            return Ok(false);
+        };
+        let Ok(cluster) = Cluster::decode(&body, self.sb.volume, start.plus(1)) else {
+            return Ok(false);
+        };
+        let free = cluster.bitmap.count_free();
+        self.alloc.borrow_mut().saw(index, free);
+        let held = lock.holder.is_some_and(|h| {
+            self.known_incarnation(h.slot).is_none_or(|now| h.incarnation.0 >= now)
+        });
+        Ok(free >= need && !held)
+    }
+
+    /// Clusters that were ever initialised.
+    pub(crate) async fn initialised(&self) -> Result<u64> {
+        let at = lunfs_format::FRONTIER_LOCK;
+        let bytes = self.io.read_record(at.offset()).await?;
+        let lock = lunfs_format::Lock::decode(&bytes[..RECORD], self.sb.volume, at)
+            .map_err(|e| Error::corrupt(at, &e))?;
+        Ok(lock.payload)
+    }
+
+    /// Initialises more clusters; `false`: the volume has no more.
+    async fn extend_frontier(&self) -> Result<bool> {
+        let at = lunfs_format::FRONTIER_LOCK;
+        let wish = Wish { addr: at, birth: 0, kind: WishKind::System };
+        if self.initialised().await? >= self.sb.cluster_count {
+            return Ok(false);
+        }
+        let Some(guard) = self.try_take(wish).await? else { return Ok(false) };
+        let entry = guard.entry.clone();
+        let lock = entry.held().expect("just taken");
+        let from = lock.payload;
+        let to = (from + FRONTIER_STEP).min(self.sb.cluster_count);
+        for index in from..to {
+            for (block, bytes) in crate::format::empty_cluster(&self.sb, index) {
+                self.io.write(block, bytes, true).await?;
+            }
+        }
+        // A crash before this leaves clusters initialised that nobody believes in: the next host
+        // does it again. Nobody uses them before the frontier says so.
+        drop(guard);
+        let raised = lunfs_format::Lock { payload: to, ..lock };
+        let new = crate::lock::released(
+            &raised,
+            self.me().slot,
+            None,
+            lunfs_format::Stamp::default(),
+            self.nonce(),
+        );
+        self.swap_lock(at, &lock, &new).await?;
+        entry.set_held(None);
+        Ok(to > from)
+    }
+
+    /// Asks other hosts for clusters with free space, holding nothing. `false`: there is none.
+    pub(crate) async fn seek_space(&self) -> Result<bool> {
+        // What was freed here may only wait for its record and for in-place writes.
+        self.journal().commit(&self.io).await?;
+        self.journal().checkpoint(&self.io).await?;
+        let initialised = self.initialised().await?;
+        let mut asked = 0;
+        for index in 0..initialised {
+            if self.alloc.borrow().held.contains_key(&index) {
+                continue;
+            }
+            let start = self.geometry().cluster_start(index);
+            let (lock, body) = self.read_lock(start).await?;
+            if lock.is_none_or(|l| l.object != LockObject::Cluster) {
+                continue;
+            }
+            let Ok(cluster) = Cluster::decode(&body, self.sb.volume, start.plus(1)) else {
+                continue;
+            };
+            if cluster.bitmap.count_free() < 2 * METADATA_RESERVE {
+                continue;
+            }
+            drop(self.hold(self.cluster_wish(index)).await?);
+            asked += 1;
+            if asked == 2 {
+                break;
+            }
+        }
+        Ok(asked > 0)
+    }
+
+    /// Writes back the files that have space reserved in this cluster.
+    pub(crate) async fn write_back_users(&self, cluster: BlockNo) -> Result<()> {
+        let users: Vec<_> = self
+            .inodes
+            .borrow()
+            .values()
+            .filter(|inode| inode.reserves_in(cluster))
+            .map(|inode| inode.id)
+            .collect();
+        for id in users {
+            match self.write_back_id(id).await {
+                Err(e) if e.kind == Kind::Stopped => return Err(e),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shared handle used where a reservation is kept beyond its making.
+pub type SharedReservation = Rc<std::cell::RefCell<Option<Reservation>>>;

@@ -1,0 +1,210 @@
+//! Attributes: mode, owner, times, size, extended attributes.
+
+use std::ops::Bound;
+
+use lunfs_format::{Descriptor, FileKind as Stored, Tree};
+
+use crate::data::Held;
+use crate::error::{Error, Kind, Result};
+use crate::locks::Wish;
+use crate::tree::{self, NodeStore};
+use crate::types::{Attr, FileId, FileKind, SetAttr, XattrMode};
+use crate::volume::Volume;
+
+/// Bytes of extended attributes that a descriptor keeps in itself.
+const XATTRS_INLINE: usize = 1000;
+/// Bytes of one piece of a value.
+const PIECE: usize = 1024;
+/// Largest value in bytes.
+const VALUE_MAX: usize = 64 * 1024;
+/// Longest name in bytes.
+const NAME_MAX: usize = 255;
+
+impl Volume {
+    pub(crate) fn attr_of(&self, id: FileId, body: &Descriptor) -> Attr {
+        Attr {
+            id,
+            kind: FileKind::of(body.kind).unwrap_or(FileKind::File),
+            mode: body.mode,
+            uid: body.uid,
+            gid: body.gid,
+            nlink: body.nlink,
+            rdev: body.rdev,
+            size: body.size,
+            blocks: body.blocks,
+            atime: body.atime,
+            mtime: body.mtime,
+            ctime: body.ctime,
+            btime: body.btime,
+            parent: FileId { addr: body.parent, birth: body.parent_birth },
+        }
+    }
+
+    /// Attributes of a file.
+    pub async fn getattr(&self, file: FileId) -> Result<Attr> {
+        self.reading(file, async |view| Ok(self.attr_of(file, &view.body))).await
+    }
+
+    /// Changes attributes; a size cuts or extends the file.
+    pub async fn setattr(&self, file: FileId, set: SetAttr) -> Result<Attr> {
+        self.writable()?;
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(file)).await?;
+            let old = self.current(file).size;
+            if let Some(size) = set.size
+                && size != old
+            {
+                self.truncate(&guard, file, size).await?;
+            }
+            let now = self.wall();
+            let body = self.inode(file).change(
+                || self.cached_descriptor(file.addr),
+                |p| {
+                    apply(&mut p.body, &set);
+                    p.body.ctime = set.ctime.unwrap_or(now);
+                    p.body.clone()
+                },
+            );
+            self.note_dirty();
+            Ok(self.attr_of(file, &body))
+        })
+        .await
+    }
+
+    /// The value of an extended attribute.
+    pub async fn get_xattr(&self, file: FileId, name: &[u8]) -> Result<Vec<u8>> {
+        self.reading(file, async |view| {
+            read_value(view, &view.body.xattrs, name).await?.ok_or(Kind::NoAttribute.into())
+        })
+        .await
+    }
+
+    /// Names of all extended attributes.
+    pub async fn list_xattrs(&self, file: FileId) -> Result<Vec<Vec<u8>>> {
+        self.reading(file, async |view| {
+            let mut names: Vec<Vec<u8>> = Vec::new();
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let found = tree::scan(view, &view.body.xattrs, from, 256).await?;
+                let Some((last, _)) = found.last() else { return Ok(names) };
+                after = Some(last.clone());
+                for (key, _) in found {
+                    let name = key[..key.len().saturating_sub(2)].to_vec();
+                    if names.last() != Some(&name) {
+                        names.push(name);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sets an extended attribute.
+    pub async fn set_xattr(
+        &self,
+        file: FileId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<()> {
+        self.writable()?;
+        if name.is_empty() || name.len() > NAME_MAX || value.len() > VALUE_MAX {
+            return Err(Error::new(Kind::TooLong, "an attribute's name or value is too long"));
+        }
+        self.change_xattr(file, name, Some(value), mode).await
+    }
+
+    /// Removes an extended attribute.
+    pub async fn remove_xattr(&self, file: FileId, name: &[u8]) -> Result<()> {
+        self.writable()?;
+        self.change_xattr(file, name, None, XattrMode::Replace).await
+    }
+
+    async fn change_xattr(
+        &self,
+        file: FileId,
+        name: &[u8],
+        value: Option<&[u8]>,
+        mode: XattrMode,
+    ) -> Result<()> {
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(file)).await?;
+            self.write_back(&guard).await?;
+            let mut body = self.current(file);
+            let store = Held { volume: self, id: file };
+            let old = pieces_of(&store, &body.xattrs, name).await?;
+            match (mode, old.is_empty()) {
+                (XattrMode::Create, false) => return Err(Kind::Exists.into()),
+                (XattrMode::Replace, true) => return Err(Kind::NoAttribute.into()),
+                _ => {}
+            }
+            let new: Vec<&[u8]> = match value {
+                Some([]) => vec![&[]],
+                Some(value) => value.chunks(PIECE).collect(),
+                None => Vec::new(),
+            };
+            let mut tx = self.begin(4 * (old.len() + new.len()) as u64 + 4).await?;
+            let mut store = tx.tree(file.addr);
+            for (key, _) in old.iter().skip(new.len()) {
+                tree::remove(&mut store, &mut body.xattrs, XATTRS_INLINE, key).await?;
+            }
+            for (i, piece) in (0u8..).zip(&new) {
+                let key = piece_key(name, i);
+                tree::insert(&mut store, &mut body.xattrs, XATTRS_INLINE, &key, piece).await?;
+            }
+            body.blocks = body.blocks.wrapping_add_signed(store.nodes);
+            body.ctime = self.wall();
+            tx.put_descriptor(file.addr, body);
+            tx.finish().await
+        })
+        .await
+    }
+}
+
+fn apply(body: &mut Descriptor, set: &SetAttr) {
+    if let Some(mode) = set.mode {
+        body.mode = mode & 0o7777;
+    }
+    if let Some(uid) = set.uid {
+        body.uid = uid;
+    }
+    if let Some(gid) = set.gid {
+        body.gid = gid;
+    }
+    if let Some(atime) = set.atime {
+        body.atime = atime;
+    }
+    if let Some(mtime) = set.mtime {
+        body.mtime = mtime;
+    }
+    debug_assert!(body.kind != Stored::Void);
+}
+
+fn piece_key(name: &[u8], piece: u8) -> Vec<u8> {
+    [name, &[0, piece]].concat()
+}
+
+async fn pieces_of(
+    store: &impl NodeStore,
+    xattrs: &Tree,
+    name: &[u8],
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let first = piece_key(name, 0);
+    let mut found = tree::scan(store, xattrs, Bound::Included(&first), VALUE_MAX / PIECE).await?;
+    let prefix = &first[..first.len() - 1];
+    found.retain(|(key, _)| key.len() == first.len() && key.starts_with(prefix));
+    Ok(found)
+}
+
+async fn read_value(
+    store: &impl NodeStore,
+    xattrs: &Tree,
+    name: &[u8],
+) -> Result<Option<Vec<u8>>> {
+    let pieces = pieces_of(store, xattrs, name).await?;
+    if pieces.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(pieces.into_iter().flat_map(|(_, piece)| piece).collect()))
+}

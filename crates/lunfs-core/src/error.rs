@@ -1,0 +1,87 @@
+//! What can go wrong, for callers: a kind to act upon, a sentence to read.
+
+use lunfs_format::{BlockNo, DecodeError};
+
+use crate::env::IoError;
+
+/// What a caller can act upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No such file or name.
+    NotFound,
+    /// The name exists.
+    Exists,
+    /// It is a directory.
+    IsDirectory,
+    /// It is not a directory.
+    NotDirectory,
+    /// The directory has entries.
+    NotEmpty,
+    /// A name or value is too long.
+    TooLong,
+    /// No space, after all hosts were asked.
+    NoSpace,
+    /// Somebody uses it.
+    Busy,
+    /// The file is gone; the handle is stale.
+    Stale,
+    /// An argument makes no sense.
+    Invalid,
+    /// The mount is read-only.
+    ReadOnly,
+    /// The volume does not support this.
+    Unsupported,
+    /// Too many links.
+    TooManyLinks,
+    /// The extended attribute does not exist.
+    NoAttribute,
+    /// Bytes on the volume are not what they must be.
+    Corrupt,
+    /// The device failed.
+    Io,
+    /// This host was fenced or stopped itself: nothing is written any more.
+    Stopped,
+}
+
+/// An error of the core.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Error {
+    /// What a caller can act upon.
+    pub kind: Kind,
+    /// What happened, and where.
+    pub what: String,
+}
+
+/// Result of the core.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` with its sentence.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Error {
+        Error { kind, what: what.into() }
+    }
+
+    /// Bytes at `at` that are not what they must be.
+    pub fn corrupt(at: BlockNo, why: &DecodeError) -> Error {
+        Error::new(
+            Kind::Corrupt,
+            format!("block {} is corrupt: {why}; unmount everywhere and run `lunfs check`", at.0),
+        )
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Error {
+        Error::new(kind, format!("{kind:?}"))
+    }
+}
+
+impl From<IoError> for Error {
+    fn from(e: IoError) -> Error {
+        match e {
+            IoError::TooLate => Error::new(Kind::Stopped, e.to_string()),
+            IoError::InDoubt(_) | IoError::Failed(_) => Error::new(Kind::Io, e.to_string()),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What this host knows of a file beyond its cached blocks: open handles, and changes that are not in
+//! a transaction yet.
+//!
+//! Invariants:
+//! - R10: a map entry reaches a transaction only after the data it points to was written and a flush
+//!   that began later ended. Until then it is a delta here.
+//! - Pending changes exist only while the file's lock is held; releasing it writes them back (R6).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use lunfs_format::{BlockNo, Content, Descriptor, MapEntry, Tree};
+
+use crate::allocate::Reservation;
+use crate::error::{Error, Kind, Result};
+use crate::locks::{Wish, WriteGuard};
+use crate::tree;
+use crate::types::FileId;
+use crate::view::MAP_INLINE;
+use crate::volume::Volume;
+
+/// Deltas that one transaction carries at most.
+const DELTAS_MAX: usize = 48;
+
+/// A changed map entry whose data may not be durable yet.
+pub struct Delta {
+    /// The entry as it will be.
+    pub entry: MapEntry,
+    /// Space it uses that no transaction knows.
+    pub reserved: Option<Reservation>,
+    /// The run it replaces.
+    pub replaced: Option<(BlockNo, u64)>,
+    /// Flushes begun when its data was complete.
+    pub complete: u64,
+}
+
+/// Changes that are not in a transaction yet.
+pub struct Pending {
+    /// The body as it will be, but for the map.
+    pub body: Descriptor,
+    /// Changed map entries by file block.
+    pub deltas: BTreeMap<u64, Delta>,
+}
+
+/// A file that this host uses.
+pub struct Inode {
+    /// The file.
+    pub id: FileId,
+    /// Open handles on this host.
+    pub opens: Cell<u32>,
+    /// Flushes begun when data was last written.
+    pub written: Cell<Option<u64>>,
+    /// Its last name is gone; its space goes with the last handle.
+    pub unlinked: Cell<bool>,
+    /// Changes that are not in a transaction yet.
+    pub pending: RefCell<Option<Pending>>,
+}
+
+impl Inode {
+    /// Does it have space reserved in the cluster with this lock?
+    pub fn reserves_in(&self, cluster: BlockNo) -> bool {
+        self.pending.borrow().as_ref().is_some_and(|p| {
+            p.deltas
+                .values()
+                .filter_map(|d| d.reserved.as_ref())
+                .any(|r| r.guard.entry.addr == cluster)
+        })
+    }
+
+    /// Are there changes that no transaction has?
+    pub fn is_dirty(&self) -> bool {
+        self.pending.borrow().is_some()
+    }
+
+    /// Changes the pending body, which starts as `current`.
+    pub fn change<T>(
+        &self,
+        current: impl FnOnce() -> Descriptor,
+        f: impl FnOnce(&mut Pending) -> T,
+    ) -> T {
+        let mut pending = self.pending.borrow_mut();
+        let pending =
+            pending.get_or_insert_with(|| Pending { body: current(), deltas: BTreeMap::new() });
+        f(pending)
+    }
+}
+
+impl Volume {
+    /// The file's entry among those in use.
+    pub(crate) fn inode(&self, id: FileId) -> Rc<Inode> {
+        self.inodes
+            .borrow_mut()
+            .entry(id)
+            .or_insert_with(|| {
+                Rc::new(Inode {
+                    id,
+                    opens: Cell::new(0),
+                    written: Cell::new(None),
+                    unlinked: Cell::new(false),
+                    pending: RefCell::new(None),
+                })
+            })
+            .clone()
+    }
+
+    /// Forgets files that nobody has open and that have nothing pending.
+    pub(crate) fn trim_inodes(&self) {
+        self.inodes.borrow_mut().retain(|_, inode| {
+            inode.opens.get() > 0 || inode.is_dirty() || Rc::strong_count(inode) > 1
+        });
+    }
+
+    /// The body with pending changes, of a file whose lock this host holds.
+    pub(crate) fn current(&self, id: FileId) -> Descriptor {
+        if let Some(inode) = self.inodes.borrow().get(&id)
+            && let Some(pending) = inode.pending.borrow().as_ref()
+        {
+            return pending.body.clone();
+        }
+        self.cached_descriptor(id.addr)
+    }
+
+    /// A flush shared by all who ask while it waits its turn. Returns once a flush that began after
+    /// `complete` flushes had begun is over.
+    pub(crate) async fn flush_data(&self, complete: u64) -> Result<()> {
+        let _turn = self.flushing.lock().await;
+        if self.flushes_ended.get() > complete {
+            return Ok(());
+        }
+        self.flushes_begun.set(self.flushes_begun.get() + 1);
+        let this = self.flushes_begun.get();
+        self.io.flush().await?;
+        self.flushes_ended.set(self.flushes_ended.get().max(this));
+        Ok(())
+    }
+
+    /// Writes back the pending changes of a file.
+    pub(crate) async fn write_back_id(&self, id: FileId) -> Result<()> {
+        if !self.inodes.borrow().get(&id).is_some_and(|i| i.is_dirty()) {
+            return Ok(());
+        }
+        let guard = self.hold(Wish::from(id)).await?;
+        self.write_back(&guard).await
+    }
+
+    /// Writes back the pending changes of a file whose guard the caller has: flush, then one or
+    /// more transactions.
+    pub(crate) async fn write_back(&self, guard: &WriteGuard) -> Result<()> {
+        let id = FileId { addr: guard.entry.addr, birth: guard.entry.birth };
+        let Some(inode) = self.inodes.borrow().get(&id).cloned() else { return Ok(()) };
+        let newest = {
+            let pending = inode.pending.borrow();
+            let Some(pending) = pending.as_ref() else { return Ok(()) };
+            pending.deltas.values().map(|d| d.complete).max()
+        };
+        if let Some(complete) = newest {
+            // A crash before this flush ends may lose the data, but no record points to it yet (R10).
+            self.flush_data(complete).await?;
+        }
+        while self.write_back_some(&inode).await? {}
+        Ok(())
+    }
+
+    /// One transaction of deltas; the last one carries the body. `true`: more are left.
+    async fn write_back_some(&self, inode: &Inode) -> Result<bool> {
+        let lock = inode.id.addr;
+        let (deltas, last) = {
+            let mut pending = inode.pending.borrow_mut();
+            let Some(p) = pending.as_mut() else { return Ok(false) };
+            let keys: Vec<u64> = p.deltas.keys().take(DELTAS_MAX).copied().collect();
+            let last = keys.len() == p.deltas.len();
+            let deltas: Vec<(u64, Delta)> =
+                keys.iter().filter_map(|k| Some((*k, p.deltas.remove(k)?))).collect();
+            (deltas, last)
+        };
+        let result = self.log_deltas(inode, lock, deltas, last).await;
+        match result {
+            Ok(()) => Ok(!last),
+            Err((deltas, e)) => {
+                // What could not be logged stays pending; its space stays reserved.
+                let mut pending = inode.pending.borrow_mut();
+                if let Some(p) = pending.as_mut() {
+                    for (k, d) in deltas {
+                        p.deltas.entry(k).or_insert(d);
+                    }
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn log_deltas(
+        &self,
+        inode: &Inode,
+        lock: BlockNo,
+        deltas: Vec<(u64, Delta)>,
+        last: bool,
+    ) -> std::result::Result<(), (Vec<(u64, Delta)>, Error)> {
+        let mut tx = match self.begin(deltas.len() as u64 + 8).await {
+            Ok(tx) => tx,
+            Err(e) => return Err((deltas, e)),
+        };
+        let mut map = match inode.pending.borrow().as_ref().map(|p| p.body.content.clone()) {
+            Some(Content::Tree(map)) => map,
+            Some(Content::Empty | Content::Bytes(_)) | None => Tree::Empty,
+        };
+        let mut nodes = 0;
+        for (index, delta) in &deltas {
+            let mut store = tx.tree(lock);
+            let key = index.to_be_bytes();
+            let done = if delta.entry == EMPTY_ENTRY {
+                tree::remove(&mut store, &mut map, MAP_INLINE, &key).await
+            } else {
+                let value = delta.entry.encode();
+                tree::insert(&mut store, &mut map, MAP_INLINE, &key, &value).await
+            };
+            nodes += store.nodes;
+            if let Err(e) = done {
+                return Err((deltas, e));
+            }
+        }
+        let mut blocks = nodes;
+        for (_, delta) in &deltas {
+            if let Some(reserved) = &delta.reserved {
+                blocks += reserved.len as i64;
+            }
+            if let Some((_, len)) = delta.replaced {
+                blocks -= len as i64;
+            }
+        }
+        let body = {
+            let pending = inode.pending.borrow();
+            let p = pending.as_ref().expect("pending until written back");
+            let mut body = p.body.clone();
+            if !(deltas.is_empty() && matches!(body.content, Content::Empty | Content::Bytes(_))) {
+                body.content = Content::Tree(map);
+            }
+            body.blocks = body.blocks.wrapping_add_signed(blocks);
+            if !last {
+                // The size on disk stays until everything below it is mapped.
+                body.size = self.cached_descriptor(lock).size;
+            }
+            body
+        };
+        for (start, len) in deltas.iter().filter_map(|(_, d)| d.replaced) {
+            tx.free_run(start, len);
+        }
+        if let Err(e) = tx.prepare().await {
+            return Err((deltas, e));
+        }
+        {
+            let mut pending = inode.pending.borrow_mut();
+            let p = pending.as_mut().expect("pending until written back");
+            p.body.content = body.content.clone();
+            p.body.blocks = body.blocks;
+        }
+        for (_, mut delta) in deltas {
+            if let Some(reserved) = delta.reserved.take() {
+                tx.use_reserved(reserved);
+            }
+        }
+        tx.put_descriptor(lock, body);
+        tx.apply();
+        if last {
+            *inode.pending.borrow_mut() = None;
+        }
+        Ok(())
+    }
+}
+
+/// What takes an entry out of the map.
+pub const EMPTY_ENTRY: MapEntry = MapEntry { block: None, zero: false, grains: 1, mask: 0 };

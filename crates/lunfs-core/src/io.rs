@@ -1,0 +1,232 @@
+//! The lease gate: every read, write and compare-and-write of the core passes here.
+//!
+//! Invariants:
+//! - R1: a write is submitted only while the lease is open, and the disk looks at the clock again
+//!   when it submits. What was read is delivered only once the lease is open after the read.
+//! - A write that failed or is in doubt stops this host for good: nothing is retried into the unknown.
+//! - A compare-and-write in doubt is settled before its caller learns anything (R2, H4).
+//!
+//! Pulses do not pass here; they are what opens the gate (liveness.rs).
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use lunfs_format::{BLOCK, BlockNo, RECORD, Record};
+use tokio::sync::Notify;
+
+use crate::counters::Counters;
+use crate::env::{Compared, Env, Instant, IoError};
+use crate::error::{Error, Kind, Result};
+
+/// How often a failed read is tried again before it is an error.
+const READ_ATTEMPTS: u32 = 5;
+/// Pause before a read or an unsettled compare-and-write is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a settled compare-and-write ended.
+#[derive(Debug)]
+pub enum Settled {
+    /// The block held the expected image and now holds, or once held, the new one.
+    Won,
+    /// Another image was there; these are its bytes.
+    Lost(Vec<u8>),
+}
+
+/// The disk behind the lease gate.
+pub struct Io {
+    /// The four doors.
+    pub env: Env,
+    logical_block: usize,
+    lease_until: Cell<Instant>,
+    stopped: RefCell<Option<String>>,
+    changed: Notify,
+    /// What happened so far.
+    pub counters: Cell<Counters>,
+}
+
+impl Io {
+    /// A gate that is closed until the first `open_until`.
+    pub fn new(env: Env, logical_block: u32) -> Io {
+        Io {
+            env,
+            logical_block: logical_block as usize,
+            lease_until: Cell::new(Instant(0)),
+            stopped: RefCell::new(None),
+            changed: Notify::new(),
+            counters: Cell::new(Counters::default()),
+        }
+    }
+
+    /// Changes the counters.
+    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// A good pulse extends the lease; it never shortens it.
+    pub fn open_until(&self, until: Instant) {
+        if until > self.lease_until.get() {
+            self.lease_until.set(until);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Sets the end of the lease, for joining only.
+    pub fn set_lease(&self, until: Instant) {
+        self.lease_until.set(until);
+        self.changed.notify_waiters();
+    }
+
+    /// Moment at which the lease ends.
+    pub fn lease_until(&self) -> Instant {
+        self.lease_until.get()
+    }
+
+    /// Is the lease open now?
+    pub fn is_open(&self) -> bool {
+        self.stopped.borrow().is_none() && self.env.clock.now() < self.lease_until.get()
+    }
+
+    /// Stops this host for good. The first reason stays.
+    pub fn stop(&self, why: impl Into<String>) {
+        let mut stopped = self.stopped.borrow_mut();
+        if stopped.is_none() {
+            let why = why.into();
+            tracing::error!(event = "stop", why, "this host stops writing for good");
+            *stopped = Some(why);
+        }
+        drop(stopped);
+        self.lease_until.set(Instant(0));
+        self.changed.notify_waiters();
+    }
+
+    /// Why this host stopped, if it did.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped.borrow().clone()
+    }
+
+    /// Waits until this host stops; returns why.
+    pub async fn until_stopped(&self) -> String {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(why) = self.stopped() {
+                return why;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until the lease is open; returns the moment it ends.
+    pub async fn pass(&self) -> Result<Instant> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(why) = self.stopped() {
+                return Err(Error::new(Kind::Stopped, why));
+            }
+            if self.env.clock.now() < self.lease_until.get() {
+                return Ok(self.lease_until.get());
+            }
+            changed.await;
+        }
+    }
+
+    /// Reads bytes at a byte offset.
+    pub async fn read_at(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        let mut attempt = 0;
+        let data = loop {
+            match self.env.disk.read(at, len).await {
+                Ok(data) => break data,
+                Err(e) if attempt + 1 >= READ_ATTEMPTS => return Err(e.into()),
+                Err(_) => attempt += 1,
+            }
+            self.env.clock.sleep(RETRY_PAUSE).await;
+        };
+        // R1: a host that was stopped while it read must not deliver what it found (H15).
+        self.pass().await?;
+        Ok(data)
+    }
+
+    /// Reads whole blocks.
+    pub async fn read(&self, at: BlockNo, blocks: usize) -> Result<Vec<u8>> {
+        self.read_at(at.offset(), blocks * BLOCK).await
+    }
+
+    /// Reads one record, which lies at the start of a logical block.
+    pub async fn read_record(&self, at: u64) -> Result<Vec<u8>> {
+        self.read_at(at, self.logical_block).await
+    }
+
+    /// Writes at a block.
+    pub async fn write(&self, at: BlockNo, data: Vec<u8>, fua: bool) -> Result<()> {
+        loop {
+            let until = self.pass().await?;
+            match self.env.disk.write(at.offset(), data.clone(), fua, until).await {
+                Ok(()) => return Ok(()),
+                Err(IoError::TooLate) => {}
+                Err(e) => {
+                    // It may land at any time: whoever takes over must fence us first, and we
+                    // must not act as if it had or had not happened.
+                    self.stop(format!("a write of block {at} failed: {e}"));
+                    return Err(Error::new(Kind::Stopped, e.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Makes everything answered so far durable.
+    pub async fn flush(&self) -> Result<()> {
+        self.pass().await?;
+        match self.env.disk.flush().await {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.stop(format!("a flush failed: {e}"));
+                Err(Error::new(Kind::Stopped, e.to_string()))
+            }
+        }
+    }
+
+    fn padded(&self, record: &Record) -> Vec<u8> {
+        let mut bytes = vec![0; self.logical_block];
+        bytes[..RECORD].copy_from_slice(record);
+        bytes
+    }
+
+    /// Replaces `expect` by `new` at byte offset `at` and settles every doubt before it answers.
+    ///
+    /// Sound because images never repeat: once another image than `expect` is there, no late
+    /// attempt of ours can land any more.
+    pub async fn compare_and_write(&self, at: u64, expect: &Record, new: &Record) -> Result<Settled> {
+        let mut doubt = false;
+        loop {
+            let until = self.pass().await?;
+            let (old, image) = (self.padded(expect), self.padded(new));
+            let answer = self.env.disk.compare_and_write(at, old, image, until).await;
+            match answer {
+                Ok(Compared::Written) => {
+                    if doubt {
+                        self.count(|c| c.in_doubt_not_landed += 1);
+                    }
+                    return Ok(Settled::Won);
+                }
+                Ok(Compared::Miscompare) => {}
+                Err(IoError::InDoubt(_)) => doubt = true,
+                Err(IoError::TooLate) => continue,
+                Err(IoError::Failed(_)) => self.env.clock.sleep(RETRY_PAUSE).await,
+            }
+            let found = self.read_record(at).await?;
+            if found[..RECORD] == new[..] {
+                self.count(|c| c.in_doubt_landed += 1);
+                return Ok(Settled::Won);
+            }
+            if found[..RECORD] != expect[..] {
+                if doubt {
+                    self.count(|c| c.in_doubt_lost += 1);
+                }
+                return Ok(Settled::Lost(found));
+            }
+            // Still the old image: our attempt may yet land. Trying the same again settles it:
+            // whichever lands first replaces `expect`, and then the other cannot.
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Joining and leaving: how a mount comes to a slot and a journal, and gives the slot back.
+//!
+//! ```text
+//! life mark -> slot Free->Joining -> pulses begin -> journal named in the pulse -> its cluster taken
+//!           -> orphan directory, journal header -> Live
+//! ```
+//!
+//! Each arrow is durable before the next begins. A crash between any two leaves a slot that others
+//! recover; a journal cluster that was named but not taken is simply not a journal (its lock says so).
+
+use std::rc::Rc;
+
+use lunfs_format::{
+    BlockNo, Cluster, Holder, JOURNAL_ORPHANS, Lock, LockMode, LockObject, Pulse, PulseState,
+    SlotNo, Stamp,
+};
+
+use crate::allocate::Allocator;
+use crate::env::{Env, Instant};
+use crate::error::{Error, Kind, Result};
+use crate::format::{empty_directory, read_superblock};
+use crate::io::{Io, Settled};
+use crate::journal::Journal;
+use crate::journal::replay::newest_header;
+use crate::liveness::{Found, Liveness, lease};
+use crate::lock::{Judged, judge};
+use crate::locks::stamp_matches;
+use crate::slots::{Seen, may_join};
+use crate::types::{FileId, MountOptions};
+use crate::volume::{Intent, Volume};
+
+impl Volume {
+    /// Mounts the volume as a new host. The caller must poll `serve` from now on.
+    pub async fn mount(env: Env, options: MountOptions) -> Result<Rc<Volume>> {
+        if options.name.is_empty() || options.name.len() > 64 {
+            return Err(Error::new(Kind::Invalid, "a host name has 1 to 64 bytes"));
+        }
+        let sb = read_superblock(&env).await?;
+        let io = Io::new(env, sb.logical_block);
+        // Until a slot is ours, all we write is the compare-and-write that takes one.
+        io.set_lease(Instant::FAR);
+        let volume = Volume::new(sb, io, options);
+        let joined = volume.take_slot().await?;
+        tracing::info!(event = "joining", slot = joined.slot.0, incarnation = joined.incarnation.0);
+        let setup = Box::pin(volume.set_up(joined.journal));
+        let pulses = Box::pin(volume.pulse_loop());
+        match futures_util::future::select(setup, pulses).await {
+            futures_util::future::Either::Left((done, _)) => done?,
+            futures_util::future::Either::Right(((), _)) => {
+                let why = volume.io.stopped().unwrap_or_default();
+                return Err(Error::new(Kind::Stopped, why));
+            }
+        }
+        tracing::info!(event = "live", slot = joined.slot.0, incarnation = joined.incarnation.0);
+        volume.spawn(|volume| async move {
+            if let Err(e) = volume.reap_own().await {
+                tracing::warn!(event = "reap", error = %e, "some deleted files stay for now");
+            }
+        });
+        Ok(volume)
+    }
+
+    /// Finds a free slot and takes it.
+    async fn take_slot(&self) -> Result<Pulse> {
+        let seen = self.region.scan(&self.io).await?;
+        let who = &self.options.identity;
+        if let Some(why) = may_join(&seen, &self.options.name, who.boot, who.machine) {
+            return Err(Error::new(Kind::Busy, why));
+        }
+        for free in seen.iter().filter_map(|s| s.pulse.as_ref()) {
+            if free.state != PulseState::Free || !self.enter(free.slot)? {
+                continue;
+            }
+            let joined = self.first_pulse(free);
+            let began = self.now();
+            if let Settled::Lost(_) = self.region.swap(&self.io, free, &joined).await? {
+                self.io.env.fence.leave(free.slot);
+                continue;
+            }
+            // The lease counts from before the first submission (R1).
+            self.io.set_lease(began + lease(self.sb.timing));
+            self.me.set(Holder { slot: joined.slot, incarnation: joined.incarnation });
+            *self.alloc.borrow_mut() = Allocator::new(*self.geometry(), joined.slot.0);
+            *self.live.borrow_mut() = Some(Liveness::new(joined.clone()));
+            self.pulsed_at.set(began);
+            self.know(joined.slot, joined.incarnation.0);
+            self.intent.set(Intent { state: PulseState::Joining, journal: joined.journal });
+            return Ok(joined);
+        }
+        Err(Error::new(Kind::Busy, "no free slot: 1024 hosts have this volume mounted"))
+    }
+
+    fn enter(&self, slot: SlotNo) -> Result<bool> {
+        self.io.env.fence.enter(slot).map_err(|e| Error::new(Kind::Io, e.to_string()))
+    }
+
+    fn first_pulse(&self, free: &Pulse) -> Pulse {
+        let who = &self.options.identity;
+        Pulse {
+            state: PulseState::Joining,
+            has_parent: who.has_parent,
+            counter: 1,
+            progress: 0,
+            nonce: self.nonce(),
+            run: who.run,
+            boot: who.boot,
+            machine: who.machine,
+            name: self.options.name.clone(),
+            timing: self.sb.timing,
+            pid: who.pid,
+            pid_start: who.pid_start,
+            pid_namespace: who.pid_namespace,
+            geometry_epoch: self.sb.geometry_epoch,
+            ..Pulse::free(free.slot, free.incarnation, 0)
+        }
+        .with_journal(free.journal)
+    }
+
+    /// Everything between the slot and being live, under the lease.
+    async fn set_up(&self, journal: Option<BlockNo>) -> Result<()> {
+        let seen = self.region.scan(&self.io).await?;
+        self.refuse_twin(&seen).await?;
+        for pulse in seen.iter().filter_map(|s| s.pulse.as_ref()) {
+            self.learn(pulse, self.now());
+        }
+        let cluster = match journal {
+            Some(cluster) if self.is_journal_of(cluster, self.slot()).await? => cluster,
+            Some(_) | None => self.new_journal().await?,
+        };
+        let place = self.journal_place(cluster);
+        let header = newest_header(&self.io, place).await?;
+        let orphans = cluster.plus(JOURNAL_ORPHANS);
+        if header.is_none() {
+            // No header was ever written, so nothing was ever listed either.
+            let birth = self.me().incarnation.0;
+            let blocks =
+                empty_directory(self.sb.volume, orphans, birth, self.wall(), self.nonce());
+            for (at, bytes) in blocks {
+                self.io.write(at, bytes, true).await?;
+            }
+        }
+        let directory = self.orphan_directory(cluster).await?.ok_or_else(|| {
+            Error::new(Kind::Corrupt, format!("the orphan directory at {orphans} has no lock"))
+        })?;
+        let _ = self.orphans_cell.set(directory);
+        let journal = Journal::begin(
+            &self.io,
+            self.sb.volume,
+            self.me(),
+            cluster,
+            u64::from(self.sb.cluster_blocks),
+            header.map_or(0, |h| h.version.count),
+        )
+        .await?;
+        let _ = self.journal_cell.set(Rc::new(journal));
+        self.progress.set(1);
+        self.say(Intent { state: PulseState::Live, journal: Some(cluster) }).await
+    }
+
+    /// Two hosts of one name that joined at once: the one in the higher slot goes.
+    async fn refuse_twin(&self, seen: &[Seen]) -> Result<()> {
+        let who = &self.options.identity;
+        let others: Vec<Seen> = seen
+            .iter()
+            .filter(|s| s.slot != self.slot())
+            .filter(|s| {
+                s.slot < self.slot()
+                    || s.pulse.as_ref().is_some_and(|p| p.state == PulseState::Live)
+            })
+            .cloned()
+            .collect();
+        if let Some(why) = may_join(&others, &self.options.name, who.boot, who.machine) {
+            self.leave_slot().await?;
+            return Err(Error::new(Kind::Busy, why));
+        }
+        Ok(())
+    }
+
+    /// Has our pulses say something, and waits until one that does is on disk.
+    async fn say(&self, intent: Intent) -> Result<()> {
+        self.intent.set(intent);
+        loop {
+            let pulsed = self.pulsed.notified();
+            let said = self.live.borrow().as_ref().is_some_and(|live| {
+                let pulse = live.confirmed();
+                pulse.state == intent.state && pulse.journal == intent.journal
+            });
+            if said {
+                return Ok(());
+            }
+            self.pulse_now.notify_one();
+            pulsed.await;
+            self.io.pass().await?;
+        }
+    }
+
+    /// Takes an empty cluster for the journal: named in our pulse first, so that whoever recovers us
+    /// knows where to look, then taken by its lock.
+    async fn new_journal(&self) -> Result<BlockNo> {
+        let initialised = self.initialised().await?;
+        for index in (1..initialised).rev() {
+            let start = self.geometry().cluster_start(index);
+            let (lock, body) = self.read_lock(start).await?;
+            let Some(lock) = lock.filter(|l| self.is_empty_cluster(l, &body, start)) else {
+                continue;
+            };
+            self.say(Intent { state: PulseState::Joining, journal: Some(start) }).await?;
+            let ours = Lock {
+                mode: LockMode::Free,
+                object: LockObject::Journal,
+                holder: None,
+                generation: lock.generation.next(),
+                nonce: self.nonce(),
+                stamp: Stamp::default(),
+                giver: None,
+                payload: u64::from(self.slot().0),
+            };
+            if let Settled::Won = self.swap_lock(start, &lock, &ours).await? {
+                return Ok(start);
+            }
+        }
+        Err(Error::new(
+            Kind::NoSpace,
+            "no empty cluster is left for this host's journal; free some space on another host",
+        ))
+    }
+
+    fn is_empty_cluster(&self, lock: &Lock, body: &[u8], start: BlockNo) -> bool {
+        let judged = judge(lock, self.me(), |slot| self.known_incarnation(slot));
+        let settled = match judged {
+            Judged::Free => stamp_matches(&lock.stamp, body),
+            Judged::Stale(_) => true,
+            _ => false,
+        };
+        settled
+            && lock.object == LockObject::Cluster
+            && Cluster::decode(body, self.sb.volume, start.plus(1)).is_ok_and(|c| {
+                c.version >= lock.stamp.version && c.bitmap.count_free() == c.blocks - 2
+            })
+    }
+
+    /// Leaves cleanly: everything durable and in place, then the slot is free at the next
+    /// incarnation, which makes every lock we still hold takeable at once.
+    pub async fn unmount(&self) -> Result<()> {
+        self.closing.set(true);
+        loop {
+            let done = self.tasks_done.notified();
+            if self.tasks.get() == 0 {
+                break;
+            }
+            futures_util::future::select(std::pin::pin!(done), Box::pin(self.io.until_stopped()))
+                .await;
+            self.io.pass().await?;
+        }
+        let _recovering = self.recovering.lock().await;
+        let written = self.write_back_dirty().await;
+        self.flush_data(self.flushes_begun.get()).await?;
+        while !self.journal().is_empty() {
+            self.journal().commit(&self.io).await?;
+            self.journal().checkpoint(&self.io).await?;
+        }
+        self.io.flush().await?;
+        self.leave_slot().await?;
+        tracing::info!(event = "unmounted", slot = self.slot().0);
+        self.ended.set(true);
+        self.ending.notify_waiters();
+        written
+    }
+
+    /// Replaces our last image by a free slot. Pulses in flight may come first; each is settled.
+    async fn leave_slot(&self) -> Result<()> {
+        self.leaving.set(true);
+        loop {
+            let confirmed = match self.live.borrow().as_ref() {
+                Some(live) => live.confirmed().clone(),
+                None => return Ok(()),
+            };
+            let next = lunfs_format::Incarnation(confirmed.incarnation.0 + 1);
+            let mut free = Pulse::free(confirmed.slot, next, self.nonce());
+            free.journal = confirmed.journal;
+            free.geometry_epoch = confirmed.geometry_epoch;
+            match self.region.swap(&self.io, &confirmed, &free).await? {
+                Settled::Won => return Ok(()),
+                Settled::Lost(found) => {
+                    let seen =
+                        Pulse::decode(&found[..lunfs_format::RECORD], self.sb.volume, self.slot())
+                            .map_err(|e| Error::new(Kind::Corrupt, e.to_string()))?;
+                    let judged = self.live.borrow_mut().as_mut().map(|live| live.found(&seen));
+                    match judged {
+                        Some(Found::Ours(_) | Found::Unchanged) => {}
+                        other => {
+                            let why = format!("the slot changed while leaving: {other:?}");
+                            self.io.stop(why.clone());
+                            return Err(Error::new(Kind::Stopped, why));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+trait WithJournal {
+    fn with_journal(self, journal: Option<BlockNo>) -> Self;
+}
+
+impl WithJournal for Pulse {
+    fn with_journal(mut self, journal: Option<BlockNo>) -> Pulse {
+        self.journal = journal;
+        self
+    }
+}
+
+/// The root of a volume as a file.
+pub fn root_of(sb: &lunfs_format::Superblock) -> FileId {
+    FileId { addr: sb.root, birth: sb.root_birth }
+}

@@ -1,0 +1,57 @@
+//! The rules of lunfs, without a kernel, a clock, a thread or chance of its own.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `env` | the four doors out: disk, fence, clock, chance |
+//! | `io` | the lease gate (R1), settling compare-and-writes in doubt (R2) |
+//! | `liveness` | our own pulses, other hosts' silence (R1..R3): pure decisions |
+//! | `slots` | the heartbeat region: slots and doorbells |
+//! | `recovery` | claim, fence, replay, free (R4) |
+//! | `lock`, `locks` | who may change an object: decisions (R5), caching and handing over (R6) |
+//! | `journal` | the redo journal and its replay (R7..R9) |
+//! | `meta`, `transaction`, `allocate` | cached metadata, atomic changes, space |
+//! | `tree` | the B+tree of directories, maps and attributes |
+//! | `inode`, `view` | what a host knows of a file; reading with and without its lock |
+//! | `data`, `directory`, `attributes`, `orphans` | operations on files |
+//! | `volume`, `join`, `service` | one mount: its state, joining and leaving, what it does all the time |
+//! | `format` | an empty volume |
+//! | `check` | the walker that shares no code with the above |
+//!
+//! Rules R1..R15 and their order of writes: docs/protocol.md.
+#![forbid(unsafe_code)]
+
+mod allocate;
+mod attributes;
+pub mod check;
+mod counters;
+mod data;
+mod directory;
+pub mod env;
+mod error;
+mod format;
+mod inode;
+mod io;
+mod join;
+pub mod journal;
+pub mod liveness;
+pub mod lock;
+mod locks;
+mod meta;
+mod orphans;
+mod recovery;
+mod service;
+mod slots;
+mod transaction;
+pub mod tree;
+mod types;
+mod view;
+mod volume;
+
+pub use counters::Counters;
+pub use error::{Error, Kind, Result};
+pub use format::{FormatOptions, format_volume, read_superblock};
+pub use types::{
+    Attr, DirEntry, Fallocate, FileId, FileKind, HostStatus, Identity, LockStatus, MountOptions,
+    New, RenameMode, Seek, SetAttr, Space, StopReason, XattrMode,
+};
+pub use volume::Volume;

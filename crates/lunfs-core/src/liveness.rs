@@ -1,0 +1,219 @@
+//! Are we alive, and are they? Decisions without I/O or clock.
+//!
+//! ```text
+//!            pulse confirmed                lease over
+//!  Joining ------------------> Live ------------------------> Suspended
+//!                               ^                                 |
+//!                               |  a pulse of the exact last      |
+//!                               +---------- image confirmed, -----+
+//!                               |           its lease still open  |
+//!                               |                                 |
+//!                               +--- a foreign image was seen ----+---> stopped for good
+//!                                    or an older own one
+//! ```
+//!
+//! Invariants:
+//! - The lease counts from the first submission of the image that is known to be on disk (R1, H6).
+//! - Only an image in doubt since the last confirmed pulse is believed to be ours (R2, H5).
+//! - An observer's wait is good time with a tail without gaps (R3, H8, N24).
+//!
+//! Timing second by second: docs/protocol.md#timing.
+
+use std::time::Duration;
+
+use lunfs_format::{Pulse, PulseState, Timing};
+
+use crate::env::Instant;
+
+/// How long one good pulse lets a host write.
+pub fn lease(timing: Timing) -> Duration {
+    Duration::from_millis(u64::from(timing.lease_ms))
+}
+
+/// Pause between pulses.
+pub fn interval(timing: Timing) -> Duration {
+    Duration::from_millis(u64::from(timing.pulse_ms))
+}
+
+/// Silence after which a host is fenced and claimed.
+pub fn claim_wait(timing: Timing) -> Duration {
+    Duration::from_millis(u64::from(timing.claim_ms))
+}
+
+/// An attempt whose answer has not settled.
+#[derive(Clone, Debug)]
+struct Attempt {
+    image: Pulse,
+    submitted: Instant,
+}
+
+/// What an image found in our slot means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// One of ours; the lease now ends at this moment.
+    Ours(Instant),
+    /// Nothing new: the last confirmed image.
+    Unchanged,
+    /// Somebody claimed or freed our slot: stop for good.
+    Foreign(String),
+    /// An older image of ours: the device went back in time. Stop everything.
+    BackInTime,
+}
+
+/// Our own slot.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    confirmed: Pulse,
+    doubt: Vec<Attempt>,
+    counter: u64,
+}
+
+impl Liveness {
+    /// Starts with the image that joining left on disk.
+    pub fn new(joined: Pulse) -> Liveness {
+        let counter = joined.counter;
+        Liveness { confirmed: joined, doubt: Vec::new(), counter }
+    }
+
+    /// The image last known to be on disk.
+    pub fn confirmed(&self) -> &Pulse {
+        &self.confirmed
+    }
+
+    /// Attempts whose answer is outstanding.
+    pub fn in_doubt(&self) -> usize {
+        self.doubt.len()
+    }
+
+    /// Begins an attempt at `now`: `change` is applied to a copy of the confirmed image. Returns
+    /// what to compare with and what to write. Every attempt compares with the last *confirmed* image
+    /// (N30), so at most one of them can land.
+    pub fn attempt(
+        &mut self,
+        now: Instant,
+        nonce: u64,
+        change: impl FnOnce(&mut Pulse),
+    ) -> (Pulse, Pulse) {
+        self.counter += 1;
+        let mut image = self.confirmed.clone();
+        change(&mut image);
+        image.counter = self.counter;
+        image.nonce = nonce;
+        self.doubt.push(Attempt { image: image.clone(), submitted: now });
+        (self.confirmed.clone(), image)
+    }
+
+    /// The compare-and-write of `image` was answered with success.
+    pub fn written(&mut self, image: &Pulse) -> Option<Instant> {
+        self.confirm(image)
+    }
+
+    /// The compare-and-write of `image` will never land.
+    pub fn never(&mut self, image: &Pulse) {
+        self.doubt.retain(|a| a.image != *image);
+    }
+
+    /// Does the answer of this attempt still matter?
+    pub fn awaits(&self, image: &Pulse) -> bool {
+        self.doubt.iter().any(|a| a.image == *image)
+    }
+
+    fn confirm(&mut self, image: &Pulse) -> Option<Instant> {
+        let attempt = self.doubt.iter().find(|a| a.image == *image)?.clone();
+        self.confirmed = attempt.image;
+        // A confirmation drops all others for ever: they compare with an image that is gone.
+        self.doubt.clear();
+        Some(attempt.submitted + lease(self.confirmed.timing))
+    }
+
+    /// Judges what a read after a miscompare or a doubt found in our slot (R2).
+    pub fn found(&mut self, seen: &Pulse) -> Found {
+        if *seen == self.confirmed {
+            return Found::Unchanged;
+        }
+        if let Some(until) = self.confirm(seen) {
+            return Found::Ours(until);
+        }
+        let ours = seen.run == self.confirmed.run
+            && seen.incarnation == self.confirmed.incarnation
+            && matches!(seen.state, PulseState::Joining | PulseState::Live);
+        if ours {
+            return Found::BackInTime;
+        }
+        Found::Foreign(match seen.claimer {
+            Some(by) => format!("this host's slot was claimed by host {by}"),
+            None => format!("this host's slot is {:?} at incarnation {}", seen.state, seen.incarnation),
+        })
+    }
+}
+
+/// What one observer knows of another host's silence.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    seen: Pulse,
+    good: Duration,
+    tail: u32,
+    since: Instant,
+}
+
+/// Intervals without a gap that must end an observation (N24).
+const TAIL: u32 = 3;
+
+impl Observation {
+    /// The first look at an image, by a read answered at `answered`.
+    pub fn first(seen: Pulse, answered: Instant) -> Observation {
+        Observation { seen, good: Duration::ZERO, tail: 0, since: answered }
+    }
+
+    /// The image last seen.
+    pub fn seen(&self) -> &Pulse {
+        &self.seen
+    }
+
+    /// A further look: the read was submitted at `submitted` and answered at `answered`;
+    /// `well` says whether our own pulses went well since the last look. An unchanged image was
+    /// silent from the last look's submission to this one's. Time in which we were slow
+    /// ourselves does not count.
+    pub fn look(&mut self, seen: &Pulse, submitted: Instant, answered: Instant, well: bool) {
+        if *seen != self.seen {
+            *self = Observation::first(seen.clone(), answered);
+            return;
+        }
+        let gap = lease(self.seen.timing) / 2;
+        let slow = !well || answered.since(submitted) > gap || submitted.since(self.since) > gap;
+        if slow {
+            self.tail = 0;
+        } else {
+            self.good += submitted.since(self.since);
+            self.tail += 1;
+        }
+        self.since = submitted.max(self.since);
+    }
+
+    /// Has it been silent long enough to be fenced and claimed?
+    pub fn is_ripe(&self) -> bool {
+        self.good >= claim_wait(self.seen.timing) && self.tail >= TAIL
+    }
+
+    /// Good time of silence so far.
+    pub fn silence(&self) -> Duration {
+        self.good
+    }
+}
+
+/// What the parent of a dead program writes into its slot, once its I/O is proven drained: it
+/// replaces the wait, never the fence, and says *program*, not *machine* (N27).
+///
+/// `None`: the slot is no longer that program's to speak for.
+pub fn last_word(found: &Pulse, run: [u8; 16], nonce: u64) -> Option<Pulse> {
+    let speaks = found.run == run && matches!(found.state, PulseState::Joining | PulseState::Live);
+    speaks.then(|| {
+        let mut word = found.clone();
+        word.state = PulseState::Dead;
+        word.program_only = true;
+        word.io_clean = true;
+        word.counter += 1;
+        word.nonce = nonce;
+        word
+    })
+}

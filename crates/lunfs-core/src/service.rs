@@ -1,0 +1,370 @@
+//! What a mounted host does all the time: pulse, answer its doorbell, watch its neighbours, commit,
+//! checkpoint, write back.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{Either, select};
+use futures_util::stream::FuturesUnordered;
+use lunfs_format::{BellState, Pulse, RECORD, SlotNo};
+
+use crate::env::{Compared, Instant, IoError};
+use crate::error::{Kind, Result};
+use crate::liveness::{Found, interval, lease};
+use crate::types::StopReason;
+use crate::volume::{Task, Volume};
+
+/// Pulses under way at once.
+const PULSES_MAX: usize = 4;
+/// Pause between two looks at the own doorbell, when idle and after a ring.
+const TICK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(2));
+/// How long after a ring the doorbell is looked at often.
+const LIVELY: Duration = Duration::from_millis(800);
+/// How long finished changes that nobody waits for may stay out of the journal.
+const COMMIT_AGE: Duration = Duration::from_millis(100);
+/// How long pending changes of a file may stay out of a transaction.
+const WRITE_BACK_AGE: Duration = Duration::from_millis(400);
+/// A service that hangs for longer keeps the host from pulsing (H23).
+const HANG_MAX: Duration = Duration::from_secs(30);
+/// Cached blocks above which idle locks are released.
+const CACHE_MAX: usize = 60_000;
+/// Slots read by each, and by each rare, scan; and how many pulses lie between them.
+const SCAN: (u32, u64) = (64, 5);
+const SCAN_ALL: u64 = 60;
+
+/// Services whose hanging stops the pulse.
+#[derive(Clone, Copy)]
+enum Service {
+    Commit = 0,
+    Doorbell = 1,
+}
+
+/// What became of one pulse.
+struct Pulsed {
+    image: Pulse,
+    answer: std::result::Result<Compared, IoError>,
+    /// What a look afterwards found, and which confirmed image was the last when it began.
+    seen: Option<(Pulse, u64)>,
+}
+
+impl Volume {
+    /// Serves until unmounted or stopped.
+    pub async fn serve(self: &Rc<Self>) -> StopReason {
+        let mut tasks: FuturesUnordered<Task> = FuturesUnordered::new();
+        let Some(mut to_run) = self.to_run.borrow_mut().take() else {
+            return StopReason::Stopped("served already".into());
+        };
+        let v = || self.clone();
+        tasks.push(Box::pin(run(v(), async |v| {
+            v.pulse_loop().await;
+            Ok(())
+        })));
+        tasks.push(Box::pin(run(v(), async |v| v.doorbell_loop().await)));
+        tasks.push(Box::pin(run(v(), async |v| v.neighbour_loop().await)));
+        tasks.push(Box::pin(run(v(), async |v| v.commit_loop().await)));
+        tasks.push(Box::pin(run(v(), async |v| v.checkpoint_loop().await)));
+        tasks.push(Box::pin(run(v(), async |v| v.write_back_loop().await)));
+        let mut stopped = Box::pin(self.io.until_stopped());
+        loop {
+            let ended = self.ending.notified();
+            if self.ended.get() {
+                return StopReason::Unmounted;
+            }
+            let work = select(tasks.next(), Box::pin(to_run.recv()));
+            let over = select(&mut stopped, Box::pin(ended));
+            match select(over, work).await {
+                Either::Left((Either::Left((why, _)), _)) => {
+                    if self.ended.get() {
+                        return StopReason::Unmounted;
+                    }
+                    return StopReason::Stopped(why);
+                }
+                Either::Left((Either::Right(_), _)) => {}
+                Either::Right((Either::Right((Some(task), _)), _)) => tasks.push(task),
+                Either::Right(_) => {}
+            }
+        }
+    }
+
+    fn service_is_well(&self) -> bool {
+        let now = self.now();
+        self.busy_since.iter().all(|s| s.get().is_none_or(|since| now.since(since) < HANG_MAX))
+    }
+
+    fn begin_work(&self, service: Service) {
+        self.busy_since[service as usize].set(Some(self.now()));
+    }
+
+    fn end_work(&self, service: Service) {
+        self.busy_since[service as usize].set(None);
+        self.progress.set(self.progress.get() + 1);
+    }
+
+    /// Did our own pulses go well, so that what we saw of others counts (R3)?
+    pub(crate) fn pulsed_well_since(&self, _submitted: Instant) -> bool {
+        self.now().since(self.pulsed_at.get()) <= lease(self.sb.timing) / 2
+    }
+
+    /// Pulses until stopped or leaving.
+    pub(crate) async fn pulse_loop(&self) {
+        let mut flying = FuturesUnordered::new();
+        let mut due = self.now();
+        loop {
+            if self.io.stopped().is_some() || self.leaving.get() {
+                return;
+            }
+            if self.now() >= due {
+                due = self.now() + interval(self.sb.timing);
+                if flying.len() < PULSES_MAX && self.service_is_well() {
+                    flying.push(self.pulse());
+                }
+            }
+            let sooner = self.pulse_now.notified();
+            let wait = select(Box::pin(sooner), self.io.env.clock.sleep_until(due));
+            if flying.is_empty() {
+                if let Either::Left(_) = wait.await {
+                    due = self.now();
+                }
+                continue;
+            }
+            match select(flying.next(), wait).await {
+                Either::Left((Some(pulsed), _)) => self.pulse_answered(pulsed),
+                Either::Left((None, _)) | Either::Right((Either::Right(_), _)) => {}
+                Either::Right((Either::Left(_), _)) => due = self.now(),
+            }
+            self.notice_suspension();
+        }
+    }
+
+    /// Submits one pulse and looks at the slot unless it is plainly good. It passes no gate: it is what
+    /// opens it.
+    async fn pulse(&self) -> Pulsed {
+        let intent = self.intent.get();
+        let progress = self.progress.get();
+        let (expect, image) = {
+            let mut live = self.live.borrow_mut();
+            let live = live.as_mut().expect("pulses begin after the slot is taken");
+            live.attempt(self.now(), self.nonce(), |pulse| {
+                pulse.state = intent.state;
+                pulse.journal = intent.journal;
+                pulse.progress = progress;
+            })
+        };
+        let offset = self.geometry().slot_offset(self.slot());
+        let pad = |p: &Pulse| {
+            let mut bytes = vec![0; self.sb.logical_block as usize];
+            bytes[..RECORD].copy_from_slice(&p.encode(self.sb.volume)[..]);
+            bytes
+        };
+        let disk = &self.io.env.disk;
+        let answer =
+            disk.compare_and_write(offset, pad(&expect), pad(&image), Instant::FAR).await;
+        let seen = if answer == Ok(Compared::Written) {
+            None
+        } else {
+            let confirmed = self.confirmed_counter();
+            let bytes = disk.read(offset, self.sb.logical_block as usize).await;
+            bytes
+                .ok()
+                .and_then(|b| Pulse::decode(&b[..RECORD], self.sb.volume, self.slot()).ok())
+                .map(|pulse| (pulse, confirmed))
+        };
+        Pulsed { image, answer, seen }
+    }
+
+    fn confirmed_counter(&self) -> u64 {
+        self.live.borrow().as_ref().map_or(0, |live| live.confirmed().counter)
+    }
+
+    fn pulse_answered(&self, pulsed: Pulsed) {
+        let mut slot = self.live.borrow_mut();
+        let Some(live) = slot.as_mut() else { return };
+        if pulsed.answer == Ok(Compared::Written) {
+            if let Some(until) = live.written(&pulsed.image) {
+                drop(slot);
+                self.good_pulse(until);
+            }
+            return;
+        }
+        if matches!(pulsed.answer, Err(IoError::Failed(_) | IoError::TooLate)) {
+            live.never(&pulsed.image);
+        }
+        // A look that began before another pulse was confirmed may have seen the image before it.
+        let Some((seen, _)) =
+            pulsed.seen.filter(|(_, counter)| *counter == live.confirmed().counter)
+        else {
+            return;
+        };
+        let found = live.found(&seen);
+        drop(slot);
+        match found {
+            Found::Ours(until) => {
+                self.io.count(|c| c.in_doubt_landed += 1);
+                self.good_pulse(until);
+            }
+            Found::Unchanged => {}
+            Found::Foreign(why) => self.io.stop(why),
+            Found::BackInTime => self.io.stop(
+                "the device shows an older pulse of this host than one it had confirmed: it went \
+                 back in time; nothing more is written, check the array before mounting again",
+            ),
+        }
+    }
+
+    fn good_pulse(&self, until: Instant) {
+        let now = self.now();
+        self.io.count(|c| c.pulses += 1);
+        if now < until {
+            self.pulsed_at.set(now);
+            if !self.was_open.replace(true) {
+                self.io.count(|c| c.resumes += 1);
+                tracing::warn!(event = "resumed", slot = self.slot().0, "the lease is open again");
+            }
+        }
+        self.io.open_until(until);
+        self.pulsed.notify_waiters();
+    }
+
+    fn notice_suspension(&self) {
+        if !self.io.is_open() && self.io.stopped().is_none() && self.was_open.replace(false) {
+            tracing::warn!(event = "suspended", slot = self.slot().0, "the lease is over");
+        }
+    }
+
+    async fn doorbell_loop(&self) -> Result<()> {
+        let mut rung = Instant(0);
+        loop {
+            self.begin_work(Service::Doorbell);
+            let (_, bells) = self.region.read_with_bells(&self.io, self.slot()).await?;
+            let mine = self.me().incarnation;
+            for (entry, bell) in bells {
+                if bell.state != BellState::Rung || bell.target_incarnation != mine {
+                    continue;
+                }
+                let mut served = bell.clone();
+                served.state = BellState::Served;
+                served.nonce = self.nonce();
+                self.region.swap_bell(&self.io, self.slot(), entry, &bell, &served).await?;
+                rung = self.now();
+                self.spawn(move |volume| async move {
+                    match volume.serve_bell(bell).await {
+                        Err(e) if e.kind != Kind::Stopped => {
+                            tracing::warn!(event = "bell", error = %e, "a request was not served");
+                        }
+                        Ok(()) | Err(_) => {}
+                    }
+                });
+            }
+            self.end_work(Service::Doorbell);
+            let lively = rung != Instant(0) && self.now().since(rung) < LIVELY;
+            self.io.env.clock.sleep(if lively { TICK.1 } else { TICK.0 }).await;
+        }
+    }
+
+    async fn neighbour_loop(&self) -> Result<()> {
+        let mut round = 0u64;
+        loop {
+            self.sleep_about(interval(self.sb.timing)).await;
+            self.io.pass().await?;
+            round += 1;
+            let (first, count) = if round.is_multiple_of(SCAN_ALL) {
+                (0, self.sb.slot_count)
+            } else if round.is_multiple_of(SCAN.1) {
+                (0, SCAN.0)
+            } else {
+                (self.slot().0.saturating_sub(1), 3)
+            };
+            self.look_around(SlotNo(first), count).await?;
+        }
+    }
+
+    async fn look_around(&self, first: SlotNo, count: u32) -> Result<()> {
+        let submitted = self.now();
+        let seen = if count > SCAN.0 {
+            self.region.scan(&self.io).await?
+        } else {
+            self.region.read_range(&self.io, first, count).await?
+        };
+        let mut suspects = Vec::new();
+        for pulse in seen.iter().filter_map(|s| s.pulse.as_ref()) {
+            self.learn(pulse, submitted);
+            if pulse.state != lunfs_format::PulseState::Free && pulse.slot != self.slot() {
+                suspects.push(pulse.slot);
+            }
+        }
+        for slot in suspects {
+            match self.look_again(slot).await {
+                Err(e) if e.kind == Kind::Stopped => return Err(e),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit_loop(&self) -> Result<()> {
+        loop {
+            let journal = self.journal();
+            if !journal.has_running() {
+                journal.worked().await;
+                continue;
+            }
+            if !journal.is_wanted() {
+                let wanted = async {
+                    while !journal.is_wanted() {
+                        journal.worked().await;
+                    }
+                };
+                select(std::pin::pin!(wanted), self.io.env.clock.sleep(COMMIT_AGE)).await;
+            }
+            self.begin_work(Service::Commit);
+            let freed = journal.write_record(&self.io, &self.cache).await?;
+            self.end_work(Service::Commit);
+            let mut alloc = self.alloc.borrow_mut();
+            for (start, len) in freed.into_iter().flatten() {
+                alloc.give_back(start, len);
+            }
+        }
+    }
+
+    async fn checkpoint_loop(&self) -> Result<()> {
+        let mut idle = 0u32;
+        loop {
+            self.io.env.clock.sleep(Duration::from_millis(20)).await;
+            idle += 1;
+            if self.journal().is_filling() || idle > 250 {
+                self.journal().checkpoint(&self.io).await?;
+                idle = 0;
+            }
+        }
+    }
+
+    async fn write_back_loop(&self) -> Result<()> {
+        loop {
+            self.dirtied.notified().await;
+            self.io.env.clock.sleep(WRITE_BACK_AGE).await;
+            if let Err(e) = self.write_back_dirty().await {
+                if e.kind == Kind::Stopped {
+                    return Err(e);
+                }
+                tracing::warn!(event = "write-back", error = %e, "changes stay pending");
+                self.note_dirty();
+                self.io.env.clock.sleep(WRITE_BACK_AGE * 4).await;
+            }
+            self.trim_inodes();
+            if self.cache.borrow().len() > CACHE_MAX {
+                self.release_idle(2048).await?;
+            }
+        }
+    }
+}
+
+async fn run(volume: Rc<Volume>, service: impl AsyncFn(&Volume) -> Result<()>) {
+    if let Err(e) = service(&volume).await
+        && volume.io.stopped().is_none()
+        && !volume.ended.get()
+    {
+        // A service that cannot go on must not leave a host that looks alive (H23).
+        volume.io.stop(format!("a service ended: {e}"));
+    }
+}

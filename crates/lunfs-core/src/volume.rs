@@ -1,0 +1,356 @@
+//! One mount of a volume: its state, and how it joins, serves and leaves.
+//!
+//! Join (join.rs), pulses and doorbells (service.rs) and unmount are the same in the simulator and
+//! in a real host; the caller only polls `serve` beside its operations.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use futures_util::future::{LocalBoxFuture, join_all};
+use lunfs_format::{Geometry, Holder, LockObject, PulseState, SlotNo, Superblock, Timestamp};
+use tokio::sync::{Mutex, Notify, mpsc};
+
+use crate::allocate::Allocator;
+use crate::counters::Counters;
+use crate::env::Instant;
+use crate::error::{Error, Kind, Result};
+use crate::inode::Inode;
+use crate::io::Io;
+use crate::journal::Journal;
+use crate::liveness::Liveness;
+use crate::locks::Locks;
+use crate::meta::Cache;
+use crate::recovery::Watch;
+use crate::slots::Region;
+use crate::types::{FileId, HostStatus, LockStatus, MountOptions, Space, StopReason};
+
+/// A task of the volume itself.
+pub(crate) type Task = LocalBoxFuture<'static, ()>;
+
+/// What our pulses are to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Intent {
+    pub state: PulseState,
+    pub journal: Option<lunfs_format::BlockNo>,
+}
+
+/// A mounted volume.
+pub struct Volume {
+    weak: Weak<Volume>,
+    pub(crate) sb: Superblock,
+    pub(crate) io: Io,
+    pub(crate) region: Region,
+    pub(crate) options: MountOptions,
+    pub(crate) me: Cell<Holder>,
+    pub(crate) live: RefCell<Option<Liveness>>,
+    pub(crate) intent: Cell<Intent>,
+    pub(crate) pulse_now: Notify,
+    pub(crate) pulsed: Notify,
+    pub(crate) pulsed_at: Cell<Instant>,
+    pub(crate) was_open: Cell<bool>,
+    pub(crate) progress: Cell<u64>,
+    pub(crate) busy_since: [Cell<Option<Instant>>; 2],
+    pub(crate) locks: Locks,
+    pub(crate) cache: RefCell<Cache>,
+    pub(crate) alloc: RefCell<Allocator>,
+    pub(crate) inodes: RefCell<BTreeMap<FileId, Rc<Inode>>>,
+    pub(crate) journal_cell: OnceCell<Rc<Journal>>,
+    pub(crate) orphans_cell: OnceCell<FileId>,
+    pub(crate) known: RefCell<BTreeMap<SlotNo, u64>>,
+    pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
+    pub(crate) recovering: Mutex<()>,
+    pub(crate) flushing: Mutex<()>,
+    pub(crate) flushes_begun: Cell<u64>,
+    pub(crate) flushes_ended: Cell<u64>,
+    pub(crate) dirtied: Notify,
+    pub(crate) spawned: mpsc::UnboundedSender<Task>,
+    pub(crate) to_run: RefCell<Option<mpsc::UnboundedReceiver<Task>>>,
+    pub(crate) tasks: Cell<u64>,
+    pub(crate) tasks_done: Notify,
+    pub(crate) closing: Cell<bool>,
+    pub(crate) leaving: Cell<bool>,
+    pub(crate) ended: Cell<bool>,
+    pub(crate) ending: Notify,
+}
+
+impl Volume {
+    pub(crate) fn new(sb: Superblock, io: Io, options: MountOptions) -> Rc<Volume> {
+        let (spawned, to_run) = mpsc::unbounded_channel();
+        let region = Region { volume: sb.volume, geometry: sb.geometry() };
+        Rc::new_cyclic(|weak| Volume {
+            weak: weak.clone(),
+            alloc: RefCell::new(Allocator::new(sb.geometry(), 0)),
+            sb,
+            io,
+            region,
+            options,
+            me: Cell::new(Holder::default()),
+            live: RefCell::new(None),
+            intent: Cell::new(Intent { state: PulseState::Joining, journal: None }),
+            pulse_now: Notify::new(),
+            pulsed: Notify::new(),
+            pulsed_at: Cell::new(Instant(0)),
+            was_open: Cell::new(true),
+            progress: Cell::new(0),
+            busy_since: [Cell::new(None), Cell::new(None)],
+            locks: Locks::default(),
+            cache: RefCell::default(),
+            inodes: RefCell::default(),
+            journal_cell: OnceCell::new(),
+            orphans_cell: OnceCell::new(),
+            known: RefCell::default(),
+            watches: RefCell::default(),
+            recovering: Mutex::new(()),
+            flushing: Mutex::new(()),
+            flushes_begun: Cell::new(0),
+            flushes_ended: Cell::new(0),
+            dirtied: Notify::new(),
+            spawned,
+            to_run: RefCell::new(Some(to_run)),
+            tasks: Cell::new(0),
+            tasks_done: Notify::new(),
+            closing: Cell::new(false),
+            leaving: Cell::new(false),
+            ended: Cell::new(false),
+            ending: Notify::new(),
+        })
+    }
+
+    pub(crate) fn weak(&self) -> Weak<Volume> {
+        self.weak.clone()
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> FileId {
+        FileId { addr: self.sb.root, birth: self.sb.root_birth }
+    }
+
+    /// This mount's slot.
+    pub fn slot(&self) -> SlotNo {
+        self.me.get().slot
+    }
+
+    /// This mount's slot and the number of its life.
+    pub fn me(&self) -> Holder {
+        self.me.get()
+    }
+
+    /// What the volume says of itself.
+    pub fn superblock(&self) -> &Superblock {
+        &self.sb
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.region.geometry
+    }
+
+    /// Why this mount stopped, if it did.
+    pub fn stopped(&self) -> Option<StopReason> {
+        if self.ended.get() {
+            return Some(StopReason::Unmounted);
+        }
+        self.io.stopped().map(StopReason::Stopped)
+    }
+
+    /// Is its lease over, so that operations wait?
+    pub fn is_suspended(&self) -> bool {
+        !self.io.is_open()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.io.counters.get()
+    }
+
+    pub(crate) fn journal(&self) -> &Rc<Journal> {
+        self.journal_cell.get().expect("a mounted volume has a journal")
+    }
+
+    pub(crate) fn own_orphans(&self) -> FileId {
+        *self.orphans_cell.get().expect("a mounted volume has an orphan directory")
+    }
+
+    /// Locks that are not released to make room.
+    pub(crate) fn is_kept(&self, addr: lunfs_format::BlockNo) -> bool {
+        self.orphans_cell.get().is_some_and(|o| o.addr == addr)
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.io.env.clock.now()
+    }
+
+    pub(crate) fn wall(&self) -> Timestamp {
+        self.io.env.clock.wall()
+    }
+
+    pub(crate) fn nonce(&self) -> u64 {
+        self.io.env.rng.next()
+    }
+
+    /// Sleeps between half and one and a half of `d`, so that hosts do not march in step.
+    pub(crate) async fn sleep_about(&self, d: Duration) {
+        let parts = u32::try_from(self.nonce() % 1024).expect("small");
+        self.io.env.clock.sleep(d / 2 + d * parts / 1024).await;
+    }
+
+    pub(crate) fn know(&self, slot: SlotNo, incarnation: u64) {
+        let mut known = self.known.borrow_mut();
+        let entry = known.entry(slot).or_insert(incarnation);
+        *entry = (*entry).max(incarnation);
+    }
+
+    pub(crate) fn known_incarnation(&self, slot: SlotNo) -> Option<u64> {
+        self.known.borrow().get(&slot).copied()
+    }
+
+    pub(crate) fn writable(&self) -> Result<()> {
+        if self.options.read_only {
+            return Err(Error::new(Kind::ReadOnly, "mounted read-only"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn note_dirty(&self) {
+        self.dirtied.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Runs a task of the volume's own beside the operations. After unmount began it is dropped.
+    pub(crate) fn spawn<F>(&self, task: impl FnOnce(Rc<Volume>) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let Some(volume) = self.weak.upgrade() else { return };
+        if self.closing.get() {
+            return;
+        }
+        self.tasks.set(self.tasks.get() + 1);
+        let work = task(volume.clone());
+        let counted = async move {
+            work.await;
+            volume.tasks.set(volume.tasks.get() - 1);
+            volume.tasks_done.notify_waiters();
+        };
+        // The receiver lives as long as the volume; without it nothing is served any more.
+        let _ = self.spawned.send(Box::pin(counted));
+    }
+
+    /// Runs an operation; when no space is left, other hosts are asked for some and it runs again.
+    pub(crate) async fn with_space<T>(&self, mut op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        let mut tries = 0;
+        loop {
+            match op().await {
+                Err(e) if e.kind == Kind::NoSpace && tries < 3 => {
+                    tries += 1;
+                    if !self.seek_space().await? && tries > 1 {
+                        return Err(e);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Counts an open handle.
+    pub fn open(&self, file: FileId) {
+        let inode = self.inode(file);
+        inode.opens.set(inode.opens.get() + 1);
+    }
+
+    /// Counts it down; the last handle of a deleted file lets its space go.
+    pub fn close(&self, file: FileId) {
+        let inode = self.inode(file);
+        inode.opens.set(inode.opens.get().saturating_sub(1));
+        self.reap_if_closed(file);
+    }
+
+    /// Everything acknowledged so far survives any crash from now on.
+    pub async fn sync(&self) -> Result<()> {
+        self.write_back_dirty().await?;
+        self.flush_data(self.flushes_begun.get()).await?;
+        self.journal().commit(&self.io).await
+    }
+
+    /// Writes back every file with pending changes. An error of one does not keep the others.
+    pub(crate) async fn write_back_dirty(&self) -> Result<()> {
+        let dirty: Vec<FileId> =
+            self.inodes.borrow().values().filter(|i| i.is_dirty()).map(|i| i.id).collect();
+        let mut first = Ok(());
+        for id in dirty {
+            match self.write_back_id(id).await {
+                Err(e) if e.kind == Kind::Stopped => return Err(e),
+                Err(e) if e.kind == Kind::Stale => {}
+                Err(e) => first = first.and(Err(e)),
+                Ok(()) => {}
+            }
+        }
+        first
+    }
+
+    /// Space of the volume, as last seen.
+    pub async fn space(&self) -> Result<Space> {
+        let initialised = self.initialised().await?;
+        let unseen = self.alloc.borrow().unseen(initialised);
+        for chunk in unseen.chunks(32) {
+            let reads = chunk.iter().map(|index| {
+                let start = self.geometry().cluster_start(*index);
+                async move { (*index, start, self.read_lock(start).await) }
+            });
+            for (index, start, answer) in join_all(reads).await {
+                let (lock, body) = answer?;
+                let free = lock
+                    .filter(|l| l.object == LockObject::Cluster)
+                    .and_then(|_| {
+                        lunfs_format::Cluster::decode(&body, self.sb.volume, start.plus(1)).ok()
+                    })
+                    .map_or(0, |c| c.bitmap.count_free());
+                self.alloc.borrow_mut().saw(index, free);
+            }
+        }
+        let per_cluster = u64::from(self.sb.cluster_blocks) - 2;
+        let untouched = self.sb.cluster_count.saturating_sub(initialised) * per_cluster;
+        Ok(Space {
+            total: self.sb.cluster_count * per_cluster,
+            free: self.alloc.borrow().free_seen() + untouched,
+        })
+    }
+
+    /// All slots in use, read now.
+    pub async fn hosts(&self) -> Result<Vec<HostStatus>> {
+        let seen = self.region.scan(&self.io).await?;
+        Ok(seen
+            .into_iter()
+            .filter(|s| s.pulse.as_ref().is_none_or(|p| p.state != PulseState::Free))
+            .map(|s| HostStatus {
+                slot: s.slot,
+                is_self: s.slot == self.slot(),
+                silence_ms: self
+                    .silence_of(s.slot)
+                    .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                pulse: s.pulse,
+            })
+            .collect())
+    }
+
+    /// The locks this host holds.
+    pub fn locks(&self) -> Vec<LockStatus> {
+        self.locks
+            .held()
+            .iter()
+            .filter_map(|entry| {
+                let lock = entry.held()?;
+                Some(LockStatus {
+                    addr: entry.addr,
+                    mode: lock.mode,
+                    holder: lock.holder,
+                    generation: lock.generation,
+                })
+            })
+            .collect()
+    }
+}

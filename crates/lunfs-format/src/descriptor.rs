@@ -1,0 +1,547 @@
+//! A descriptor: one file, directory, symlink or device node.
+//!
+//! Bytes: docs/format.md#descriptor.
+
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{I64, U16, U32, U64};
+
+use crate::error::{DecodeError, must_be_valid, require};
+use crate::header::{Heading, RawHeader, Structure, kind, make, open, require_zero};
+use crate::layout::{Layout, numbered, raw};
+use crate::node::{INLINE_HEADER, Node};
+use crate::units::{BLOCK, Block, BlockNo, Timestamp, Version, VolumeId};
+
+/// Bytes for content and extended attributes in a descriptor.
+pub const AREA: usize = 3840;
+
+const FORM_NOTHING: u16 = 0;
+const FORM_BYTES: u16 = 1;
+const FORM_NODE: u16 = 2;
+const FORM_ROOT: u16 = 3;
+
+const NANOS_PER_SECOND: u32 = 1_000_000_000;
+const MODE_MAX: u32 = 0o7777;
+
+raw! {
+    #[derive(Clone, Copy)]
+    RawTimestamp, TIMESTAMP_LAYOUT, "Timestamp" {
+        seconds: I64,
+        nanos: U32,
+    }
+}
+
+raw! {
+    RawDescriptor, LAYOUT, "Descriptor" {
+        header: RawHeader,
+        r#type: U16,
+        flags: U16 = zero,
+        mode: U32,
+        uid: U32,
+        gid: U32,
+        nlink: U32,
+        reserved1: U32 = zero,
+        rdev: U64,
+        size: U64,
+        blocks: U64,
+        atime: RawTimestamp,
+        mtime: RawTimestamp,
+        ctime: RawTimestamp,
+        btime: RawTimestamp,
+        parent: U64,
+        parent_birth: U64,
+        layer: [u8; 16] = zero,
+        layer_parent: U64 = zero,
+        layer_visible: U64 = zero,
+        content_form: U16,
+        content_len: U16,
+        xattr_form: U16,
+        xattr_len: U16,
+        reserved2: [u8; 40] = zero,
+        area: [u8; AREA],
+    }
+}
+
+const _: () = assert!(size_of::<RawDescriptor>() == BLOCK);
+const _: () = assert!(TIMESTAMP_LAYOUT.size == 12);
+
+impl Structure for RawDescriptor {
+    const KIND: u16 = kind::DESCRIPTOR;
+    const FIELDS: Layout = LAYOUT;
+}
+
+numbered! {
+    /// What a descriptor describes.
+    pub enum FileKind, "type" {
+        /// A file.
+        File = 1,
+        /// A directory.
+        Directory = 2,
+        /// A symlink.
+        Symlink = 3,
+        /// A fifo.
+        Fifo = 4,
+        /// A socket.
+        Socket = 5,
+        /// A character device.
+        CharDevice = 6,
+        /// A block device.
+        BlockDevice = 7,
+        /// Nothing any more.
+        Void = 8,
+    }
+}
+
+/// Where a tree starts.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Tree {
+    /// It has no entries.
+    #[default]
+    Empty,
+    /// Its root node lies in the descriptor.
+    Inline(Node),
+    /// Its root node lies in a block of its own.
+    Root(BlockNo),
+}
+
+/// What a descriptor holds besides extended attributes.
+///
+/// `Empty` and `Tree(Tree::Empty)` are the same bytes and read back as `Empty`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Content {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// The bytes of a small file, or the target of a symlink.
+    Bytes(Vec<u8>),
+    /// The map of a file, or the entries of a directory.
+    Tree(Tree),
+}
+
+/// A file, directory, symlink or device node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Version of the descriptor.
+    pub version: Version,
+    /// Address of the lock that covers it.
+    pub owner: BlockNo,
+    /// What it describes.
+    pub kind: FileKind,
+    /// Permission bits, set-id bits, sticky; no type bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Links; for directories 2 + subdirectories.
+    pub nlink: u32,
+    /// Device number of device nodes.
+    pub rdev: u64,
+    /// Bytes; for directories the number of entries.
+    pub size: u64,
+    /// Blocks allocated, the descriptor's own two not counted.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change.
+    pub ctime: Timestamp,
+    /// When it was made.
+    pub btime: Timestamp,
+    /// Directories: address of the parent.
+    pub parent: BlockNo,
+    /// Directories: birth of the parent.
+    pub parent_birth: u64,
+    /// What it holds.
+    pub content: Content,
+    /// Extended attributes.
+    pub xattrs: Tree,
+}
+
+impl Descriptor {
+    /// Bytes of the area that content and extended attributes take.
+    pub fn area_used(&self) -> usize {
+        self.content.len() + self.xattrs.len()
+    }
+
+    /// Whether content and extended attributes fit.
+    pub fn fits(&self) -> bool {
+        self.area_used() <= AREA
+    }
+
+    /// Reads the descriptor at `at`.
+    pub fn decode(bytes: &[u8], volume: VolumeId, at: BlockNo) -> Result<Descriptor, DecodeError> {
+        let raw = open::<RawDescriptor>(bytes, Some(volume), at.0)?;
+        let Some((content, rest)) = raw.area.split_at_checked(usize::from(raw.content_len.get()))
+        else {
+            return Err(DecodeError::field("content_len", raw.content_len));
+        };
+        let Some((xattrs, unused)) = rest.split_at_checked(usize::from(raw.xattr_len.get())) else {
+            return Err(DecodeError::field("xattr_len", raw.xattr_len));
+        };
+        require_zero(unused, BLOCK - unused.len())?;
+        let descriptor = Descriptor {
+            version: raw.header.version(),
+            owner: raw.header.owner(),
+            kind: FileKind::from_number(raw.r#type)?,
+            mode: raw.mode.get(),
+            uid: raw.uid.get(),
+            gid: raw.gid.get(),
+            nlink: raw.nlink.get(),
+            rdev: raw.rdev.get(),
+            size: raw.size.get(),
+            blocks: raw.blocks.get(),
+            atime: raw.atime.into(),
+            mtime: raw.mtime.into(),
+            ctime: raw.ctime.into(),
+            btime: raw.btime.into(),
+            parent: BlockNo(raw.parent.get()),
+            parent_birth: raw.parent_birth.get(),
+            content: Content::decode(raw.content_form.get(), content)?,
+            xattrs: Tree::decode("xattr_form", "xattr_len", raw.xattr_form.get(), xattrs)?,
+        };
+        descriptor.check()?;
+        Ok(descriptor)
+    }
+
+    /// Makes the block that lies at `at`.
+    ///
+    /// # Panics
+    /// If `decode` would refuse it, as it does when content and extended attributes do not fit.
+    pub fn encode(&self, volume: VolumeId, at: BlockNo) -> Box<Block> {
+        assert!(self.fits(), "content and extended attributes fit into a descriptor");
+        must_be_valid("descriptor", self.check());
+        let heading = Heading { volume, address: at.0, version: self.version, owner: self.owner };
+        let mut area = Vec::with_capacity(AREA);
+        self.content.encode(&mut area);
+        self.xattrs.encode(&mut area);
+        make(heading, |raw: &mut RawDescriptor| {
+            raw.r#type = u16::from(self.kind.number()).into();
+            raw.mode = self.mode.into();
+            raw.uid = self.uid.into();
+            raw.gid = self.gid.into();
+            raw.nlink = self.nlink.into();
+            raw.rdev = self.rdev.into();
+            raw.size = self.size.into();
+            raw.blocks = self.blocks.into();
+            raw.atime = self.atime.into();
+            raw.mtime = self.mtime.into();
+            raw.ctime = self.ctime.into();
+            raw.btime = self.btime.into();
+            raw.parent = self.parent.0.into();
+            raw.parent_birth = self.parent_birth.into();
+            raw.content_form = self.content.form().into();
+            raw.content_len = (self.content.len() as u16).into();
+            raw.xattr_form = self.xattrs.form().into();
+            raw.xattr_len = (self.xattrs.len() as u16).into();
+            for (place, byte) in raw.area.iter_mut().zip(area) {
+                *place = byte;
+            }
+        })
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        require(self.mode <= MODE_MAX, "mode", self.mode)?;
+        for (field, time) in [
+            ("atime", self.atime),
+            ("mtime", self.mtime),
+            ("ctime", self.ctime),
+            ("btime", self.btime),
+        ] {
+            require(time.nanos < NANOS_PER_SECOND, field, time.nanos)?;
+        }
+        let may_have_bytes = matches!(self.kind, FileKind::File | FileKind::Symlink);
+        let has_bytes = matches!(self.content, Content::Bytes(_));
+        require(!has_bytes || may_have_bytes, "content_form", FORM_BYTES)?;
+        if let Content::Tree(tree) = &self.content {
+            tree.check()?;
+        }
+        self.xattrs.check()
+    }
+}
+
+impl Content {
+    fn form(&self) -> u16 {
+        match self {
+            Content::Empty => FORM_NOTHING,
+            Content::Bytes(_) => FORM_BYTES,
+            Content::Tree(tree) => tree.form(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Content::Empty => 0,
+            Content::Bytes(bytes) => bytes.len(),
+            Content::Tree(tree) => tree.len(),
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Content::Empty => {}
+            Content::Bytes(bytes) => out.extend(bytes),
+            Content::Tree(tree) => tree.encode(out),
+        }
+    }
+
+    fn decode(form: u16, bytes: &[u8]) -> Result<Content, DecodeError> {
+        if form == FORM_BYTES {
+            return Ok(Content::Bytes(bytes.to_vec()));
+        }
+        Ok(match Tree::decode("content_form", "content_len", form, bytes)? {
+            Tree::Empty => Content::Empty,
+            tree => Content::Tree(tree),
+        })
+    }
+}
+
+impl Tree {
+    fn form(&self) -> u16 {
+        match self {
+            Tree::Empty => FORM_NOTHING,
+            Tree::Inline(_) => FORM_NODE,
+            Tree::Root(_) => FORM_ROOT,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Tree::Empty => 0,
+            Tree::Inline(node) => INLINE_HEADER + node.encoded_len(),
+            Tree::Root(_) => size_of::<U64>(),
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Tree::Empty => {}
+            Tree::Inline(node) => node.encode_inline(out),
+            Tree::Root(root) => out.extend(root.0.to_le_bytes()),
+        }
+    }
+
+    fn decode(
+        form_field: &'static str,
+        len_field: &'static str,
+        form: u16,
+        bytes: &[u8],
+    ) -> Result<Tree, DecodeError> {
+        let bad_len = || DecodeError::field(len_field, bytes.len() as u64);
+        match form {
+            FORM_NOTHING if bytes.is_empty() => Ok(Tree::Empty),
+            FORM_NOTHING => Err(bad_len()),
+            FORM_NODE => Node::decode_inline(bytes).map(Tree::Inline),
+            FORM_ROOT => {
+                let root = U64::read_from_bytes(bytes).map_err(|_| bad_len())?;
+                Ok(Tree::Root(BlockNo(root.get())))
+            }
+            other => Err(DecodeError::field(form_field, other)),
+        }
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        match self {
+            Tree::Empty => Ok(()),
+            Tree::Inline(node) => node.check(),
+            Tree::Root(root) => require(root.0 != 0, "root", root.0),
+        }
+    }
+}
+
+impl From<RawTimestamp> for Timestamp {
+    fn from(raw: RawTimestamp) -> Timestamp {
+        Timestamp { seconds: raw.seconds.get(), nanos: raw.nanos.get() }
+    }
+}
+
+impl From<Timestamp> for RawTimestamp {
+    fn from(time: Timestamp) -> RawTimestamp {
+        RawTimestamp { seconds: time.seconds.into(), nanos: time.nanos.into() }
+    }
+}
+
+raw! {
+    RawEntryValue, ENTRY_VALUE_LAYOUT, "Entry value" {
+        address: U64,
+        birth: U64,
+        r#type: u8,
+    }
+}
+
+/// What a directory says of one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryValue {
+    /// Address of the lock of what has the name.
+    pub addr: BlockNo,
+    /// Its birth.
+    pub birth: u64,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+impl EntryValue {
+    /// Makes the value.
+    ///
+    /// # Panics
+    /// If `decode` would refuse it.
+    pub fn encode(&self) -> [u8; 17] {
+        must_be_valid("directory entry", self.check());
+        let raw = RawEntryValue {
+            address: self.addr.0.into(),
+            birth: self.birth.into(),
+            r#type: self.kind.number(),
+        };
+        zerocopy::transmute!(raw)
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<EntryValue, DecodeError> {
+        let raw = RawEntryValue::read_from_bytes(bytes).map_err(|_| DecodeError::BadLength)?;
+        let value = EntryValue {
+            addr: BlockNo(raw.address.get()),
+            birth: raw.birth.get(),
+            kind: FileKind::from_number(raw.r#type)?,
+        };
+        value.check()?;
+        Ok(value)
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        require(self.addr.0 != 0, "address", self.addr.0)?;
+        require(self.kind != FileKind::Void, "type", self.kind.number())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::{self, VOLUME};
+    use crate::testing::{Random, disk_tests, with, with_bytes};
+
+    const AT_BLOCK: BlockNo = BlockNo(2051);
+
+    fn mapped() -> Descriptor {
+        Descriptor {
+            kind: FileKind::File,
+            content: Content::Tree(Tree::Root(BlockNo(7000))),
+            xattrs: Tree::Empty,
+            ..samples::directory()
+        }
+    }
+
+    fn device() -> Descriptor {
+        Descriptor {
+            kind: FileKind::CharDevice,
+            rdev: 0x0103,
+            content: Content::Empty,
+            ..samples::symlink()
+        }
+    }
+
+    disk_tests! {
+        LAYOUT, samples::directory(), samples::symlink(), mapped(), device();
+        encode: |descriptor: &Descriptor, volume, at| descriptor.encode(volume, BlockNo(at)),
+        decode: |bytes: &[u8], volume, at| Descriptor::decode(bytes, volume, BlockNo(at)),
+    }
+
+    fn decode(bytes: &[u8]) -> DecodeError {
+        Descriptor::decode(bytes, VOLUME, AT_BLOCK).unwrap_err()
+    }
+
+    #[test]
+    fn fields_out_of_range_are_refused() {
+        let bytes = samples::directory().encode(VOLUME, AT_BLOCK);
+        for (field, value) in [
+            ("type", 0),
+            ("type", 9),
+            ("mode", 0o100_755),
+            ("content_form", 1),
+            ("content_form", 4),
+            ("content_len", 3841),
+            ("xattr_len", 3840),
+            ("xattr_form", 1),
+            ("xattr_form", 4),
+        ] {
+            let bytes = with(bytes.as_slice(), &LAYOUT, field, value);
+            assert_eq!(decode(&bytes), DecodeError::BadField { field, value });
+        }
+        for (field, offset) in [("atime", 112), ("mtime", 124), ("ctime", 136), ("btime", 148)] {
+            let nanos = 1_000_000_000u32;
+            let bytes = with_bytes(bytes.as_slice(), offset + 8, &nanos.to_le_bytes());
+            assert_eq!(decode(&bytes), DecodeError::field(field, nanos));
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_belong_to_the_form_are_refused() {
+        let bytes = mapped().encode(VOLUME, AT_BLOCK);
+        let nothing = with(bytes.as_slice(), &LAYOUT, "content_form", 0);
+        assert_eq!(decode(&nothing), DecodeError::field("content_len", 8u64));
+        let zero_root = with(bytes.as_slice(), &LAYOUT, "area", 0);
+        assert_eq!(decode(&zero_root), DecodeError::field("root", 0u64));
+        let behind = with_bytes(bytes.as_slice(), 256 + 8, &[1]);
+        assert_eq!(decode(&behind), DecodeError::Reserved { offset: 256 + 8 });
+        let last = with_bytes(bytes.as_slice(), 4095, &[1]);
+        assert_eq!(decode(&last), DecodeError::Reserved { offset: 4095 });
+        let xattrs = with(bytes.as_slice(), &LAYOUT, "xattr_len", 1);
+        assert_eq!(decode(&xattrs), DecodeError::field("xattr_len", 1u64));
+        let node = with(bytes.as_slice(), &LAYOUT, "content_form", 2);
+        assert_eq!(decode(&node), DecodeError::field("count", 0u64));
+    }
+
+    #[test]
+    fn the_area_holds_exactly_what_fits() {
+        let file = |len| Descriptor {
+            kind: FileKind::File,
+            content: Content::Bytes(vec![7; len]),
+            xattrs: Tree::Root(BlockNo(7000)),
+            ..samples::directory()
+        };
+        let full = file(AREA - 8);
+        assert!(full.fits() && full.area_used() == AREA);
+        let decoded =
+            Descriptor::decode(full.encode(VOLUME, AT_BLOCK).as_slice(), VOLUME, AT_BLOCK);
+        assert_eq!(decoded, Ok(full));
+        assert!(!file(AREA - 7).fits());
+    }
+
+    #[test]
+    #[should_panic(expected = "fit into a descriptor")]
+    fn content_that_does_not_fit_is_not_written() {
+        let content = Content::Bytes(vec![0; AREA + 1]);
+        Descriptor { content, ..samples::symlink() }.encode(VOLUME, AT_BLOCK);
+    }
+
+    #[test]
+    fn an_empty_tree_reads_back_as_nothing() {
+        let descriptor = Descriptor { content: Content::Tree(Tree::Empty), ..mapped() };
+        let bytes = descriptor.encode(VOLUME, AT_BLOCK);
+        let decoded = Descriptor::decode(bytes.as_slice(), VOLUME, AT_BLOCK).unwrap();
+        assert_eq!(decoded.content, Content::Empty);
+    }
+
+    #[test]
+    fn a_directory_entry_survives_the_disk() {
+        let value = samples::entry_value();
+        assert_eq!(EntryValue::decode(&value.encode()), Ok(value));
+        assert_eq!(EntryValue::decode(&[1; 16]), Err(DecodeError::BadLength));
+        assert_eq!(EntryValue::decode(&[1; 18]), Err(DecodeError::BadLength));
+        let mut random = Random::new();
+        for _ in 0..10_000 {
+            let bytes: [u8; 17] = std::array::from_fn(|_| random.byte());
+            if let Ok(value) = EntryValue::decode(&bytes) {
+                assert_eq!(value.encode(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_never_leads_to_nothing() {
+        let mut bytes = samples::entry_value().encode();
+        bytes[16] = 8;
+        assert_eq!(EntryValue::decode(&bytes), Err(DecodeError::field("type", 8u64)));
+        let nowhere = [[0; 8].as_slice(), &[1; 9]].concat();
+        assert_eq!(EntryValue::decode(&nowhere), Err(DecodeError::field("address", 0u64)));
+    }
+}

@@ -1,0 +1,34 @@
+//! Errors of this crate: a sentence that says what, where and what next; the chain says why.
+
+use std::io;
+
+/// Something of the real world did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct HostError {
+    what: String,
+    source: Option<io::Error>,
+}
+
+/// Result of this crate.
+pub type Result<T, E = HostError> = std::result::Result<T, E>;
+
+impl HostError {
+    /// An error that no system call caused.
+    pub fn new(what: impl Into<String>) -> HostError {
+        HostError { what: what.into(), source: None }
+    }
+
+    /// An error that a system call caused.
+    pub fn io(what: impl Into<String>, why: impl Into<io::Error>) -> HostError {
+        HostError { what: what.into(), source: Some(why.into()) }
+    }
+
+    /// The sentence and its cause in one line.
+    pub fn sentence(&self) -> String {
+        match &self.source {
+            Some(why) => format!("{}: {why}", self.what),
+            None => self.what.clone(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The guard on made-up and on real sources.
+
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use lunfs_format::{BlockNo, Geometry, Timing, VolumeId};
+
+use super::*;
+use crate::scratch::{LoopDevice, Scratch};
+
+const SIZE: u64 = 64 << 20;
+
+fn with_bytes(at: usize, bytes: &[u8]) -> Option<String> {
+    let scratch = Scratch::image("guard", SIZE);
+    scratch.open().write_all_at(bytes, at as u64).unwrap();
+    what_is_there(scratch.path()).unwrap()
+}
+
+fn superblock() -> Superblock {
+    let Geometry {
+        cluster_blocks, slot_count, volume_blocks, cluster_count, clusters_start, ..
+    } = Geometry::plan(1 << 30, 512, None).unwrap();
+    Superblock {
+        volume: VolumeId([7; 16]),
+        label: "ds1".into(),
+        compat: 0,
+        ro_compat: 0,
+        incompat: 0,
+        logical_block: 512,
+        cluster_blocks,
+        slot_count,
+        volume_blocks,
+        cluster_count,
+        clusters_start,
+        root: clusters_start.plus(2),
+        root_birth: 1,
+        created_seconds: 1,
+        hash_key: [3; 16],
+        timing: Timing::FAST,
+        geometry_epoch: 1,
+    }
+}
+
+#[test]
+fn only_zeroes_are_free() {
+    assert_eq!(with_bytes(0, &[0]), None);
+    assert!(with_bytes(HEAD - 1, &[1]).unwrap().contains("unknown data"));
+    let tiny = Scratch::image("tiny", 10);
+    assert_eq!(what_is_there(tiny.path()).unwrap(), None);
+}
+
+#[test]
+fn every_signature_is_recognised_at_every_place() {
+    for signature in SIGNATURES {
+        for at in [signature.places[0], *signature.places.last().unwrap()] {
+            assert_eq!(with_bytes(at, signature.bytes).as_deref(), Some(signature.name));
+        }
+    }
+}
+
+#[test]
+fn backups_at_the_end_are_recognised() {
+    assert!(with_bytes(SIZE as usize - 512, b"EFI PART").unwrap().contains("GPT"));
+    assert!(with_bytes(SIZE as usize - 8192, b"\xfc\x4e\x2b\xa9").unwrap().contains("RAID"));
+    assert!(with_bytes(SIZE as usize - 65536, b"\xfc\x4e\x2b\xa9").unwrap().contains("RAID"));
+}
+
+#[test]
+fn a_lunfs_volume_is_named_by_its_label_even_from_its_second_copy() {
+    for at in SUPERBLOCK_COPIES {
+        let bytes = superblock().encode(at);
+        let found = with_bytes(at.offset() as usize, bytes.as_slice()).unwrap();
+        assert!(found.contains("\"ds1\""), "{found}");
+    }
+    let mut bytes = superblock().encode(BlockNo(0));
+    bytes[100] ^= 1;
+    assert_eq!(with_bytes(0, bytes.as_slice()).unwrap(), "a damaged lunfs volume");
+}
+
+#[test]
+fn a_host_that_has_it_mounted_is_seen() {
+    let scratch = Scratch::image("mounted", SIZE);
+    let host = scratch.open();
+    assert!(ofd::try_lock(&host, ofd::LIFE_BASE + 17).unwrap());
+    let found = what_is_there(scratch.path()).unwrap().unwrap();
+    assert!(found.contains("slot 17"), "{found}");
+    drop(host);
+    assert_eq!(what_is_there(scratch.path()).unwrap(), None);
+}
+
+#[test]
+fn an_image_behind_a_loop_device_is_in_use() {
+    let scratch = Scratch::image("looped", SIZE);
+    let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+    assert!(what_is_there(scratch.path()).unwrap().unwrap().contains("loop device"));
+    assert_eq!(what_is_there(&device.node).unwrap(), None, "the device itself is free");
+}
+
+#[test]
+fn a_mounted_device_is_in_use() {
+    let scratch = Scratch::image("ext4", SIZE);
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(scratch.path()).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no mkfs.ext4");
+        return;
+    }
+    assert!(what_is_there(scratch.path()).unwrap().unwrap().contains("ext4"));
+    let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+    let point = scratch.path().with_extension("mnt");
+    fs::create_dir(&point).unwrap();
+    let mounted = Command::new("mount").arg(&device.node).arg(&point).status().unwrap();
+    assert!(mounted.success());
+    let found = in_use(&device.node);
+    Command::new("umount").arg(&point).status().unwrap();
+    fs::remove_dir(&point).unwrap();
+    assert!(found.unwrap().unwrap().contains("mounted at"));
+}

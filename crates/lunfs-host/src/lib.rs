@@ -1,0 +1,25 @@
+//! The real world of lunfs: the only crate with `unsafe`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `disk` | image files and block devices through io_uring |
+//! | `fence`, `identity` | who runs a slot, is he alive, and stopping him |
+//! | `clock`, `rng` | time and chance |
+
+mod clock;
+pub mod disk;
+mod error;
+mod fence;
+pub mod format_guard;
+mod identity;
+mod mount_table;
+mod ofd;
+mod rng;
+#[cfg(test)]
+mod scratch;
+
+pub use clock::{HostClock, boottime};
+pub use error::{HostError, Result};
+pub use fence::ImageFence;
+pub use identity::identity;
+pub use rng::{HostRng, random_bytes};

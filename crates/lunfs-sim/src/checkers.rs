@@ -1,0 +1,177 @@
+//! Rules that are checked while the world runs, from what reaches the disk.
+//!
+//! | checker | rule |
+//! |---|---|
+//! | `lease` | R1: nothing is submitted after the lease, R4: nothing lands after recovery |
+//! | `one_writer` | R5: locks change as they may, and only their holder writes what they cover |
+//! | `progress` | R14: every operation ends |
+//! | `walker` | R6, R8, R12: the volume is sound when it is at rest |
+//!
+//! They decode what lies on the disk by themselves and ask no host what it believes.
+
+mod lease;
+mod one_writer;
+pub mod progress;
+pub mod walker;
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use lunfs_format::{BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, SlotNo, Superblock, VolumeId};
+
+use crate::clock::HostClock;
+use crate::disk::SharedDisk;
+use crate::disk::faults::Request;
+use crate::disk::watch::{Landing, Submission, Watch};
+use crate::executor::Owner;
+use crate::finding::Findings;
+use lease::Leases;
+
+/// What is known of the volume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub volume: VolumeId,
+    pub geometry: Geometry,
+}
+
+/// What lies at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A superblock or nothing.
+    Outside,
+    /// The pulse of a slot.
+    Pulse(SlotNo),
+    /// A doorbell entry of a slot.
+    Doorbell(SlotNo),
+    /// A block of the system area or of a cluster.
+    Block(BlockNo),
+}
+
+/// All that watch the disk.
+pub struct Checkers {
+    findings: Rc<Findings>,
+    disk: RefCell<Weak<SharedDisk>>,
+    known: Cell<Option<Known>>,
+    leases: Leases,
+    writer: one_writer::OneWriter,
+}
+
+impl Checkers {
+    /// Checkers of a disk without a volume: they rest until [`Checkers::begin`].
+    pub fn new(findings: &Rc<Findings>) -> Rc<Checkers> {
+        Rc::new(Checkers {
+            findings: Rc::clone(findings),
+            disk: RefCell::default(),
+            known: Cell::default(),
+            leases: Leases::default(),
+            writer: one_writer::OneWriter::default(),
+        })
+    }
+
+    /// Which file a number in a tag belongs to: the address of its lock.
+    pub fn know_files(&self, lock_of: impl Fn(u64) -> Option<BlockNo> + 'static) {
+        self.writer.know_files(lock_of);
+    }
+
+    /// A volume was made: from now on the rules hold.
+    ///
+    /// # Panics
+    /// If there is no superblock.
+    pub fn begin(&self, disk: &Rc<SharedDisk>) {
+        let block = disk.peek(0, BLOCK);
+        let superblock = Superblock::decode(&block, BlockNo(0)).expect("format wrote a superblock");
+        *self.disk.borrow_mut() = Rc::downgrade(disk);
+        self.known.set(Some(Known { volume: superblock.volume, geometry: superblock.geometry() }));
+    }
+
+    /// A program started.
+    pub fn born(&self, owner: Owner, clock: HostClock, run: [u8; 16]) {
+        self.leases.born(owner, clock, run);
+    }
+
+    /// The disk lost power: what it shows may be older than what was seen.
+    pub fn power_lost(&self) {
+        self.writer.forget();
+    }
+
+    fn add(&self, by: Owner, what: String) {
+        self.findings.add(by, what);
+    }
+}
+
+impl Known {
+    fn place(&self, at: u64) -> Place {
+        let start = self.geometry.slot_offset(SlotNo(0));
+        let end = self.geometry.clusters_start.offset();
+        if (start..end).contains(&at) {
+            let len = self.geometry.slot_len() as u64;
+            let slot = SlotNo(u32::try_from((at - start) / len).unwrap_or(u32::MAX));
+            let is_pulse = (at - start) % len == 0;
+            return if is_pulse { Place::Pulse(slot) } else { Place::Doorbell(slot) };
+        }
+        let block = BlockNo(at / BLOCK as u64);
+        if block.0 == 0 || block.0 == 256 { Place::Outside } else { Place::Block(block) }
+    }
+}
+
+/// The disk as the checkers see it.
+pub(crate) struct View {
+    pub known: Known,
+    disk: Rc<SharedDisk>,
+}
+
+impl View {
+    pub fn pulse(&self, slot: SlotNo) -> Option<Pulse> {
+        if slot.0 >= self.known.geometry.slot_count {
+            return None;
+        }
+        let bytes = self.disk.peek(self.known.geometry.slot_offset(slot), 512);
+        Pulse::decode(&bytes, self.known.volume, slot).ok()
+    }
+
+    pub fn lock(&self, at: BlockNo) -> Option<Lock> {
+        if at.offset() >= self.disk.size() {
+            return None;
+        }
+        Lock::decode(&self.disk.peek(at.offset(), 512), self.known.volume, at).ok()
+    }
+
+    /// Is this life of a slot over and recovered?
+    pub fn is_stale(&self, holder: Holder) -> bool {
+        self.pulse(holder.slot).is_some_and(|pulse| pulse.incarnation > holder.incarnation)
+    }
+
+    /// Does `by` take over what the dead `victim` left?
+    pub fn recovers(&self, by: Holder, victim: Holder) -> bool {
+        self.pulse(victim.slot).is_some_and(|pulse| {
+            pulse.incarnation == victim.incarnation && pulse.claimer == Some(by)
+        })
+    }
+}
+
+impl Watch for Checkers {
+    fn submitted(&self, submission: &Submission<'_>) {
+        let Some(known) = self.known.get() else { return };
+        if let Err(what) = self.leases.submitted(submission, &known) {
+            self.add(submission.owner, what);
+        }
+    }
+
+    fn landed(&self, landing: &Landing<'_>) {
+        let Some(known) = self.known.get() else { return };
+        let Some(disk) = self.disk.borrow().upgrade() else { return };
+        let view = View { known, disk };
+        if landing.request == Request::Compare
+            && let Place::Pulse(slot) = known.place(landing.at)
+        {
+            self.leases.pulse_landed(landing, slot, &known);
+        }
+        let me = self.leases.holder(landing.owner);
+        if let Err(what) = lease::landed(landing, me, &view) {
+            self.add(landing.owner, what);
+        }
+        if let Err(what) = self.writer.landed(landing, me, &view) {
+            self.add(landing.owner, what);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! R5: locks change only as they may, and what they cover is written only by their holder.
+//!
+//! What a lock covers is known from the blocks themselves: metadata names its lock in its header, and
+//! the workers' data names its file.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use lunfs_format::{BlockNo, Holder, Lock, LockMode, Pulse, PulseState, Version, kind, peek_header};
+
+use super::{Place, View};
+use crate::disk::faults::Request;
+use crate::disk::watch::Landing;
+use crate::model::content::tagged_file;
+
+type LockOf = Box<dyn Fn(u64) -> Option<BlockNo>>;
+
+/// What the checker remembers.
+#[derive(Default)]
+pub(super) struct OneWriter {
+    lock_of: RefCell<Option<LockOf>>,
+    /// Highest generation seen at each address, with its nonce.
+    generations: RefCell<BTreeMap<BlockNo, (Version, u64)>>,
+}
+
+impl OneWriter {
+    pub fn know_files(&self, lock_of: impl Fn(u64) -> Option<BlockNo> + 'static) {
+        *self.lock_of.borrow_mut() = Some(Box::new(lock_of));
+    }
+
+    pub fn forget(&self) {
+        self.generations.borrow_mut().clear();
+    }
+
+    pub fn landed(
+        &self,
+        landing: &Landing<'_>,
+        me: Option<Holder>,
+        view: &View,
+    ) -> Result<(), String> {
+        match view.known.place(landing.at) {
+            Place::Pulse(_) => pulse_changes(landing, view),
+            Place::Doorbell(_) | Place::Outside => Ok(()),
+            Place::Block(block) => self.block_changes(landing, block, me, view),
+        }
+    }
+
+    fn block_changes(
+        &self,
+        landing: &Landing<'_>,
+        block: BlockNo,
+        me: Option<Holder>,
+        view: &View,
+    ) -> Result<(), String> {
+        let starts_block = landing.at == block.offset();
+        if starts_block && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block) {
+            self.generation_rises(block, &lock)?;
+            let before = landing
+                .before
+                .and_then(|before| Lock::decode(before, view.known.volume, block).ok());
+            return match (before, me) {
+                (Some(before), Some(me)) => lock_changes(block, &before, &lock, me, view),
+                _ => Ok(()),
+            };
+        }
+        if landing.request == Request::Compare {
+            return Err(format!("a compare-and-write at block {block} wrote something else than a lock"));
+        }
+        let Some(me) = me else {
+            return Err(format!("block {block} was written by a program that has no slot"));
+        };
+        if starts_block && let Ok(header) = peek_header_of(landing.after, view) {
+            return covered(block, header, me, view);
+        }
+        let lock = tagged_file(landing.after)
+            .and_then(|file| self.lock_of.borrow().as_ref().and_then(|lock_of| lock_of(file)));
+        match lock {
+            Some(lock) => covered(block, lock, me, view),
+            None => Ok(()),
+        }
+    }
+
+    fn generation_rises(&self, block: BlockNo, lock: &Lock) -> Result<(), String> {
+        let mut generations = self.generations.borrow_mut();
+        let new = (lock.generation, lock.nonce);
+        match generations.get(&block) {
+            Some(&known) if new != known && lock.generation <= known.0 => Err(format!(
+                "R5: the generation of lock {block} went from {} to {}",
+                known.0, lock.generation
+            )),
+            _ => {
+                generations.insert(block, new);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The lock that a metadata block names in its header; zero lengths of a block are not decoded.
+fn peek_header_of(bytes: &[u8], view: &View) -> Result<BlockNo, ()> {
+    // A torn unit of 512 bytes starts like its block but cannot be checked as a whole: what counts
+    // here is the name of the lock, which lies in the first sector.
+    let kind_found = lunfs_format::kind_of(bytes).ok_or(())?;
+    if !matches!(kind_found, kind::CLUSTER | kind::DESCRIPTOR | kind::NODE) {
+        return Err(());
+    }
+    if bytes.len() >= 4096 {
+        let header = peek_header(bytes).map_err(|_| ())?;
+        return if header.volume == view.known.volume { Ok(header.owner) } else { Err(()) };
+    }
+    let mut owner = [0; 8];
+    owner.copy_from_slice(bytes.get(56..64).ok_or(())?);
+    let volume = bytes.get(16..32).ok_or(())?;
+    if volume == view.known.volume.0 { Ok(BlockNo(u64::from_le_bytes(owner))) } else { Err(()) }
+}
+
+/// May `me` write what `lock` covers?
+fn covered(block: BlockNo, lock: BlockNo, me: Holder, view: &View) -> Result<(), String> {
+    let Some(found) = view.lock(lock) else {
+        return Err(format!("R5: {me} writes block {block}, but there is no lock at {lock}"));
+    };
+    match found.holder {
+        Some(holder) if holder == me || view.recovers(me, holder) => Ok(()),
+        holder => Err(format!(
+            "R5: {me} writes block {block} under lock {lock}, which is {:?} of {holder:?}",
+            found.mode
+        )),
+    }
+}
+
+/// May `me` change this lock so?
+fn lock_changes(
+    block: BlockNo,
+    before: &Lock,
+    after: &Lock,
+    me: Holder,
+    view: &View,
+) -> Result<(), String> {
+    let fine = match (before.mode, before.holder) {
+        (LockMode::Exclusive, Some(holder)) if holder == me => true,
+        (LockMode::Exclusive, Some(holder)) => {
+            view.is_stale(holder) || view.recovers(me, holder)
+        }
+        (LockMode::Free | LockMode::Void, _) => after.holder.is_none_or(|holder| holder == me),
+        _ => true,
+    };
+    if fine {
+        return Ok(());
+    }
+    Err(format!(
+        "R5: {me} changes lock {block} from {:?} of {:?} to {:?} of {:?}",
+        before.mode, before.holder, after.mode, after.holder
+    ))
+}
+
+/// May a slot change so?
+fn pulse_changes(landing: &Landing<'_>, view: &View) -> Result<(), String> {
+    let Place::Pulse(slot) = view.known.place(landing.at) else { return Ok(()) };
+    let decode = |bytes| Pulse::decode(bytes, view.known.volume, slot).ok();
+    let (Some(before), Some(after)) = (landing.before.and_then(decode), decode(landing.after))
+    else {
+        return Ok(());
+    };
+    if after.incarnation < before.incarnation {
+        return Err(format!(
+            "slot {slot} went from life {} back to {}",
+            before.incarnation, after.incarnation
+        ));
+    }
+    let is_life = |pulse: &Pulse| matches!(pulse.state, PulseState::Joining | PulseState::Live);
+    if is_life(&after) && is_life(&before) && after.run != before.run {
+        return Err(format!("slot {slot} went from one living program to another"));
+    }
+    if after.state == PulseState::Free
+        && before.state != PulseState::Free
+        && after.incarnation <= before.incarnation
+    {
+        return Err(format!("slot {slot} became free without a new life"));
+    }
+    Ok(())
+}

@@ -1,0 +1,384 @@
+//! One world: a disk, a clock, and programs that come and go.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+
+use lunfs_core::env::{Clock, Env, Rng};
+use lunfs_core::{Counters, Volume};
+use lunfs_format::SlotNo;
+
+use crate::chance::Chance;
+use crate::checkers::Checkers;
+use crate::clock::HostClock;
+use crate::disk::{HostDisk, Model as DiskModel, SharedDisk};
+use crate::executor::{Ended, Executor, Owner};
+use crate::fence::HostFence;
+use crate::finding::Findings;
+use crate::met::Met;
+use crate::model::Model;
+use crate::signal::Signal;
+use crate::trace::{Event, Trace};
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// Killed at a random moment.
+    Crashed,
+    /// Killed by another host's fence.
+    Fenced,
+    /// It stopped itself.
+    Stopped,
+    /// It never mounted.
+    Refused,
+    /// It left cleanly.
+    Unmounted,
+    /// The power failed.
+    PowerLoss,
+}
+
+impl Death {
+    fn name(self) -> &'static str {
+        match self {
+            Death::Crashed => "crashed",
+            Death::Fenced => "fenced",
+            Death::Stopped => "stopped",
+            Death::Refused => "refused",
+            Death::Unmounted => "unmounted",
+            Death::PowerLoss => "power loss",
+        }
+    }
+}
+
+/// One start of one host.
+pub struct Program {
+    /// Its host.
+    pub host: usize,
+    /// Random, made when it started.
+    pub run: [u8; 16],
+    /// The volume, once mounted.
+    pub volume: RefCell<Option<Rc<Volume>>>,
+    /// It is asked to unmount.
+    pub is_leaving: Cell<bool>,
+    /// Its workers that still run.
+    pub working: Cell<usize>,
+    /// How it ended.
+    pub death: Cell<Option<Death>>,
+    /// Told when it ended.
+    pub ended: Signal,
+}
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct WorldOptions {
+    /// Everything that is random comes from it.
+    pub seed: u64,
+    /// Number of hosts.
+    pub hosts: usize,
+    /// Workers of each host.
+    pub workers: usize,
+    /// The shared disk.
+    pub disk: DiskModel,
+    /// Print every event.
+    pub verbose: bool,
+}
+
+/// One world.
+pub struct World {
+    /// What it is made of.
+    pub options: WorldOptions,
+    /// Time and tasks.
+    pub executor: Rc<Executor>,
+    /// What happened.
+    pub trace: Rc<Trace>,
+    /// The shared disk.
+    pub disk: Rc<SharedDisk>,
+    /// What should be on it.
+    pub model: Rc<Model>,
+    /// What must not be.
+    pub findings: Rc<Findings>,
+    /// Who watches the disk.
+    pub checkers: Rc<Checkers>,
+    /// Chance for all that has no stream of its own.
+    pub chance: Chance,
+    clocks: Vec<HostClock>,
+    programs: RefCell<BTreeMap<Owner, Rc<Program>>>,
+    marks: RefCell<BTreeMap<SlotNo, Owner>>,
+    met: Cell<Met>,
+    counters: Cell<Counters>,
+    /// Nothing goes wrong any more: every error is a finding.
+    pub is_quiet: Cell<bool>,
+}
+
+struct ProgramRng(Chance);
+
+impl Rng for ProgramRng {
+    fn next(&self) -> u64 {
+        self.0.next()
+    }
+}
+
+impl World {
+    /// A new world.
+    pub fn new(options: WorldOptions) -> Rc<World> {
+        let seed = options.seed;
+        let executor = Executor::new(Chance::stream(seed, "executor"));
+        let trace = Rc::new(Trace::new(options.verbose));
+        let disk =
+            SharedDisk::new(&executor, &trace, Chance::stream(seed, "disk"), options.disk);
+        let findings = Findings::new(&executor);
+        let model = Model::new(&findings, options.hosts * options.workers);
+        let chance = Chance::stream(seed, "world");
+        let clock_chance = Chance::stream(seed, "clocks");
+        let clocks = (0..options.hosts).map(|_| HostClock::draw(&executor, &clock_chance));
+        let checkers = Checkers::new(&findings);
+        disk.watch(Rc::clone(&checkers) as Rc<_>);
+        Rc::new(World {
+            clocks: clocks.collect(),
+            executor,
+            trace,
+            disk,
+            model,
+            findings,
+            checkers,
+            chance,
+            programs: RefCell::default(),
+            marks: RefCell::default(),
+            met: Cell::default(),
+            counters: Cell::default(),
+            is_quiet: Cell::new(false),
+            options,
+        })
+    }
+
+    /// Counts something.
+    pub fn meet(&self, change: impl FnOnce(&mut Met)) {
+        let mut met = self.met.get();
+        change(&mut met);
+        self.met.set(met);
+    }
+
+    /// What was met so far.
+    pub fn met(&self) -> Met {
+        let mut met = self.met.get();
+        met.bytes_checked = self.model.bytes_checked();
+        met
+    }
+
+    /// Counters of all programs that ended and of those that run.
+    pub fn counters(&self) -> Counters {
+        let mut sum = self.counters.get();
+        for program in self.programs.borrow().values() {
+            if let Some(volume) = program.volume.borrow().as_ref() {
+                sum.add(&volume.counters());
+            }
+        }
+        sum
+    }
+
+    /// A line for people.
+    pub fn say(&self, owner: Owner, line: impl FnOnce() -> String) {
+        self.trace.say(self.executor.now(), owner, line);
+    }
+
+    /// An event of the world.
+    pub fn note(&self, owner: Owner, what: &'static str, number: u64, outcome: &'static str) {
+        let time = self.executor.now();
+        self.trace.event(Event { time, owner, what, at: number, len: 0, outcome });
+    }
+
+    /// Starts a program of `host`; it has no tasks yet.
+    pub fn new_program(&self, host: usize) -> (Owner, Rc<Program>) {
+        let mut programs = self.programs.borrow_mut();
+        let owner = Owner(u32::try_from(programs.len() + 1).unwrap_or(u32::MAX));
+        let mut run = [0; 16];
+        run[..8].copy_from_slice(&self.chance.next().to_le_bytes());
+        run[8..].copy_from_slice(&self.chance.next().to_le_bytes());
+        let program = Rc::new(Program {
+            host,
+            run,
+            volume: RefCell::new(None),
+            is_leaving: Cell::new(false),
+            working: Cell::new(0),
+            death: Cell::new(None),
+            ended: Signal::default(),
+        });
+        programs.insert(owner, Rc::clone(&program));
+        drop(programs);
+        self.meet(|met| met.programs += 1);
+        self.checkers.born(owner, self.clock(host).clone(), run);
+        self.note(owner, "starts", host as u64, "");
+        (owner, program)
+    }
+
+    /// The doors of a program.
+    pub fn env(self: &Rc<Self>, owner: Owner) -> Env {
+        let host = self.program(owner).host;
+        let clock = self.clock(host);
+        Env {
+            disk: Rc::new(HostDisk::new(&self.disk, owner, clock)),
+            fence: Rc::new(HostFence::new(self, owner)),
+            clock: Rc::new(clock.clone()) as Rc<dyn Clock>,
+            rng: Rc::new(ProgramRng(self.chance.fork())),
+        }
+    }
+
+    /// The clock of a host.
+    pub fn clock(&self, host: usize) -> &HostClock {
+        &self.clocks[host]
+    }
+
+    /// A program that was started.
+    pub fn program(&self, owner: Owner) -> Rc<Program> {
+        let programs = self.programs.borrow();
+        Rc::clone(programs.get(&owner).expect("every owner of an environment is a program"))
+    }
+
+    /// The run of a program.
+    pub fn run_of(&self, owner: Owner) -> [u8; 16] {
+        self.program(owner).run
+    }
+
+    /// Does it still run?
+    pub fn is_alive(&self, owner: Owner) -> bool {
+        self.program(owner).death.get().is_none()
+    }
+
+    /// Programs that run, in the order of their start.
+    pub fn alive(&self) -> Vec<Owner> {
+        let programs = self.programs.borrow();
+        let alive = programs.iter().filter(|(_, program)| program.death.get().is_none());
+        alive.map(|(&owner, _)| owner).collect()
+    }
+
+    /// The running program of a host.
+    pub fn running(&self, host: usize) -> Option<Owner> {
+        self.alive().into_iter().find(|&owner| self.program(owner).host == host)
+    }
+
+    /// Workers of a host.
+    pub fn workers_of(&self, host: usize) -> Vec<usize> {
+        (host * self.options.workers..(host + 1) * self.options.workers).collect()
+    }
+
+    /// Ends a program, its tasks and, within the drain time, its I/O.
+    pub fn kill(&self, owner: Owner, death: Death) {
+        let program = self.program(owner);
+        if program.death.get().is_some() {
+            return;
+        }
+        program.death.set(Some(death));
+        self.note(owner, "ends", program.host as u64, death.name());
+        if let Some(volume) = program.volume.borrow_mut().take() {
+            let mut sum = self.counters.get();
+            sum.add(&volume.counters());
+            self.counters.set(sum);
+        }
+        self.executor.kill(owner);
+        if death == Death::PowerLoss {
+            self.marks.borrow_mut().retain(|_, marked| *marked != owner);
+        } else {
+            self.disk.orphan(owner);
+        }
+        if death != Death::Unmounted {
+            self.model.died(owner, &self.workers_of(program.host));
+        }
+        program.ended.raise();
+    }
+
+    /// Stops polling a program for `length` nanoseconds.
+    pub fn pause(&self, owner: Owner, length: u64) {
+        if !self.is_alive(owner) {
+            return;
+        }
+        self.meet(|met| met.pauses += 1);
+        self.note(owner, "pauses", length, "");
+        let end = self.executor.now().saturating_add(length);
+        let disk = Rc::clone(&self.disk);
+        self.executor.pause(owner, end);
+        self.executor.at(end, move || disk.resume(owner));
+    }
+
+    /// The program that has the life mark of `slot`: alive, or dead with I/O in flight.
+    pub fn program_of(&self, slot: SlotNo) -> Option<Owner> {
+        let mut marks = self.marks.borrow_mut();
+        let owner = *marks.get(&slot)?;
+        if self.is_alive(owner) || !self.disk.is_drained(owner) {
+            return Some(owner);
+        }
+        marks.remove(&slot);
+        None
+    }
+
+    /// `owner` takes the life mark of `slot`; `false`: another program has it.
+    pub fn enter(&self, slot: SlotNo, owner: Owner) -> bool {
+        match self.program_of(slot) {
+            Some(marked) => marked == owner,
+            None => {
+                self.marks.borrow_mut().insert(slot, owner);
+                true
+            }
+        }
+    }
+
+    /// `owner` gives the life mark of `slot` back.
+    pub fn leave(&self, slot: SlotNo, owner: Owner) {
+        self.marks.borrow_mut().retain(|marked, by| *marked != slot || *by != owner);
+    }
+
+    /// The power of disk and hosts fails.
+    pub fn lose_power(&self) {
+        for owner in self.alive() {
+            self.kill(owner, Death::PowerLoss);
+        }
+        let lost = self.disk.lose_power();
+        self.marks.borrow_mut().clear();
+        self.checkers.power_lost();
+        self.meet(|met| {
+            met.power_losses += 1;
+            met.blocks_lost += lost;
+        });
+    }
+
+    /// The end of the world: drops tasks, timers and volumes, which hold what holds them.
+    pub fn close(&self) {
+        self.executor.clear();
+        for program in self.programs.borrow().values() {
+            program.volume.borrow_mut().take();
+        }
+    }
+
+    /// Runs the world until `done`, at most until world time `limit`, and stops at the first finding.
+    pub fn run(&self, limit: u64, mut done: impl FnMut() -> bool) -> Ended {
+        let ended = self.executor.run(limit, || self.findings.any() || done());
+        match &ended {
+            Ended::Panicked(owner, message) => {
+                self.findings.add(*owner, format!("panic: {message}"));
+            }
+            Ended::Circles => {
+                self.findings.add(Owner::WORLD, "tasks keep each other awake for ever");
+            }
+            Ended::Done | Ended::TimeLimit | Ended::Idle => {}
+        }
+        ended
+    }
+
+    /// Runs the world until a future of `owner` ends; `None`: it did not, within `length`.
+    pub fn complete<T: 'static>(
+        &self,
+        owner: Owner,
+        length: u64,
+        future: impl Future<Output = T> + 'static,
+    ) -> Option<T> {
+        let result = Rc::new(RefCell::new(None));
+        let to = Rc::clone(&result);
+        self.executor.spawn(owner, async move {
+            let value = future.await;
+            *to.borrow_mut() = Some(value);
+        });
+        self.run(self.executor.now().saturating_add(length), || result.borrow().is_some());
+        let value = result.borrow_mut().take();
+        value
+    }
+}

@@ -1,0 +1,85 @@
+//! The `lunfs` command: one file per subcommand, each translates and none decides.
+//!
+//! Exit codes: 0 done, 1 failed or found something, 2 could not run.
+
+mod check;
+mod daemon;
+mod demo;
+mod format;
+mod hosts;
+mod info;
+mod inspect;
+mod locks;
+mod logging;
+mod mount;
+mod place;
+mod reader;
+mod size;
+mod unmount;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A clustered file system for virtual machine disks: one volume, mounted by many hosts at once.
+#[derive(Parser)]
+#[command(name = "lunfs", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make an empty volume on an image file or a block device
+    Format(format::Options),
+    /// Mount a volume; returns when the mount works
+    Mount(mount::Options),
+    /// Unmount cleanly, or remove what a dead host left mounted
+    Unmount(unmount::Options),
+    /// Say what a volume or a mount is
+    Info(info::Options),
+    /// List the hosts of a volume
+    Hosts(hosts::Options),
+    /// List the locks a mounted host holds
+    Locks(locks::Options),
+    /// Check a volume: exit code 0 clean, 1 found something, 2 could not run
+    Check(check::Options),
+    /// Show the structures of a volume as they lie on it
+    Inspect(inspect::Options),
+    /// Show two hosts on one volume, one of which is killed while it writes
+    Demo(demo::Options),
+    /// Serve a mount; started and watched by `lunfs mount`
+    #[command(hide = true)]
+    Daemon(daemon::Options),
+}
+
+/// The command could not do its work at all, as opposed to doing it and finding something wrong.
+#[derive(Debug)]
+struct CouldNotRun;
+
+impl std::fmt::Display for CouldNotRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("nothing was done")
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Format(options) => format::run(&options),
+        Command::Mount(options) => mount::run(&options),
+        Command::Unmount(options) => unmount::run(&options),
+        Command::Info(options) => info::run(&options),
+        Command::Hosts(options) => hosts::run(&options),
+        Command::Locks(options) => locks::run(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::Daemon(options) => daemon::run(&options),
+    };
+    result.unwrap_or_else(|error| {
+        // Written in one piece: parent and daemon share the terminal.
+        eprintln!("lunfs: {error:#}");
+        ExitCode::from(if error.is::<CouldNotRun>() { 2 } else { 1 })
+    })
+}

@@ -1,0 +1,263 @@
+//! `kill-group` and `kill-group-loop`: a machine dies in the middle of writing, again and again.
+//!
+//! Three hosts of one volume work, each with a writer. A round kills all processes of one with
+//! SIGKILL. Another lists the whole tree and writes into every directory; the time from the kill
+//! until it has is the figure. Then everything the dead host's writer was told is durable must be
+//! there, and the victim mounts again. All writers and all mounts end every few rounds, and
+//! at the end: the volume must be clean, and whole.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::ledger::{self, Verified};
+use super::world::{Host, World};
+use super::writer::Chance;
+use super::{Extent, Figure, wait_until};
+
+const HOSTS: usize = 3;
+const ROUNDS: u32 = 50;
+/// From the kill until the survivor has listed and written everywhere.
+const TAKEOVER_MAX: Duration = Duration::from_secs(2);
+/// Part of the kills, in percent, that must leave something to replay.
+const REPLAYING_MIN: usize = 80;
+const CHECK_EVERY: u32 = 10;
+const LOOP_BYTES: u64 = 2 << 30;
+
+/// On an image file.
+pub fn on_image(extent: &Extent) -> Result<Figure> {
+    let mut world = World::new("kill-group")?;
+    world.format_image("2G")?;
+    rounds(world, extent)
+}
+
+/// On a loop device.
+pub fn on_loop(extent: &Extent) -> Result<Figure> {
+    let mut world = World::new("kill-group-loop")?;
+    world.format_loop(LOOP_BYTES)?;
+    rounds(world, extent)
+}
+
+/// A host with the writer that works on it.
+struct Worker {
+    host: Host,
+    writer: Child,
+    /// Where the writer writes, relative to the mount.
+    place: String,
+    ledger: PathBuf,
+}
+
+struct Scene {
+    world: World,
+    workers: Vec<Worker>,
+    chance: Chance,
+    lives: u32,
+    verified: Verified,
+}
+
+/// What one kill cost.
+struct Kill {
+    takeover: Duration,
+    images: u64,
+}
+
+fn rounds(world: World, extent: &Extent) -> Result<Figure> {
+    let count = extent.rounds.unwrap_or(ROUNDS);
+    let mut scene = Scene {
+        world,
+        workers: Vec::new(),
+        chance: Chance(extent.seed | 1),
+        lives: 0,
+        verified: Verified::default(),
+    };
+    scene.start()?;
+    let mut kills = Vec::new();
+    for round in 1..=count {
+        let kill = scene.kill_one(round).with_context(|| format!("round {round}"))?;
+        println!(
+            "round {round:2}: takeover {:4} ms, {} images replayed",
+            kill.takeover.as_millis(),
+            kill.images
+        );
+        kills.push(kill);
+        if round % CHECK_EVERY == 0 || round == count {
+            scene.end().with_context(|| format!("after round {round}"))?;
+            scene.world.check()?;
+            if round < count {
+                scene.start()?;
+            }
+        }
+    }
+    let Verified { files, bytes } = scene.verified;
+    println!("{files} durable files with {} MiB were there and whole", bytes >> 20);
+    scene.world.done();
+    Ok(figure(&kills))
+}
+
+impl Scene {
+    /// Mounts all hosts and starts their writers.
+    fn start(&mut self) -> Result<()> {
+        for index in 0..HOSTS {
+            let worker = self.worker(index)?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    fn worker(&mut self, index: usize) -> Result<Worker> {
+        self.lives += 1;
+        let host = self.world.mount(&format!("host{index}"))?;
+        let place = format!("life{}", self.lives);
+        let ledger = self.world.path(&format!("logs/{place}.ledger"));
+        fs::create_dir(host.dir.join(&place))?;
+        let seed = self.chance.below(u64::MAX);
+        let writer = self.world.writer(&host.dir.join(&place), &ledger, seed)?;
+        Ok(Worker { host, writer, place, ledger })
+    }
+
+    fn kill_one(&mut self, round: u32) -> Result<Kill> {
+        let index = round as usize % HOSTS;
+        self.let_work(index)?;
+        let mut victim = self.workers.remove(index);
+        let before = self.images_replayed()?;
+        let killed = victim.host.kill_group();
+        let survivor = &self.workers[index % (HOSTS - 1)].host;
+        touch_everywhere(&survivor.dir, round)?;
+        let takeover = killed.elapsed();
+        let images = self.images_replayed()? - before;
+        self.bury(victim)?;
+        let worker = self.worker(index)?;
+        self.workers.insert(index, worker);
+        self.look_after_writers()?;
+        Ok(Kill { takeover, images })
+    }
+
+    /// Waits until the victim's writer has done something, then a random moment more.
+    fn let_work(&mut self, index: usize) -> Result<()> {
+        let ledger = self.workers[index].ledger.clone();
+        wait_until("the first durable files", Duration::from_secs(20), || {
+            Ok(ledger.exists() && ledger::count_done(&ledger)? >= 10)
+        })?;
+        std::thread::sleep(Duration::from_millis(self.chance.below(700)));
+        Ok(())
+    }
+
+    /// Verifies what a dead host's writer was told, then removes its files through a survivor.
+    fn bury(&mut self, mut victim: Worker) -> Result<()> {
+        let _ = victim.writer.kill();
+        victim.writer.wait()?;
+        for survivor in &self.workers {
+            let seen = ledger::verify(&survivor.host.dir.join(&victim.place), &victim.ledger)
+                .with_context(|| format!("{}, seen by {}", victim.place, survivor.host.name))?;
+            self.verified.files += seen.files;
+            self.verified.bytes += seen.bytes;
+        }
+        self.world.clear_mount(&victim.host)?;
+        fs::remove_dir_all(self.workers[0].host.dir.join(&victim.place))?;
+        Ok(())
+    }
+
+    /// A writer on a surviving host must not have noticed anything.
+    fn look_after_writers(&mut self) -> Result<()> {
+        for worker in &mut self.workers {
+            if let Some(status) = worker.writer.try_wait()? {
+                let said = fs::read_to_string(worker.ledger.with_extension("stderr"))?;
+                bail!("the writer of {} ended with {status}: {said}", worker.host.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all writers and unmounts all hosts; every ledger is verified through another host.
+    fn end(&mut self) -> Result<()> {
+        for worker in &mut self.workers {
+            worker.writer.kill()?;
+            worker.writer.wait()?;
+        }
+        for (index, worker) in self.workers.iter().enumerate() {
+            let other = &self.workers[(index + 1) % self.workers.len()].host;
+            let seen = ledger::verify(&other.dir.join(&worker.place), &worker.ledger)
+                .with_context(|| format!("{}, seen by {}", worker.place, other.name))?;
+            self.verified.files += seen.files;
+            self.verified.bytes += seen.bytes;
+        }
+        for worker in &self.workers {
+            fs::remove_dir_all(self.workers[0].host.dir.join(&worker.place))?;
+        }
+        for worker in self.workers.drain(..) {
+            self.world.unmount(worker.host)?;
+        }
+        Ok(())
+    }
+
+    /// Images that the living hosts have replayed since they mounted.
+    fn images_replayed(&self) -> Result<u64> {
+        let mut images = 0;
+        for worker in &self.workers {
+            let info = self.world.json(["info"], &worker.host.dir)?;
+            let applied = info["counters"]["images_applied"].as_u64();
+            images += applied.context("info without counters.images_applied")?;
+        }
+        Ok(images)
+    }
+}
+
+/// Lists the whole tree and makes a file durable in each of its directories.
+pub fn touch_everywhere(top: &Path, round: u32) -> Result<()> {
+    let mut waiting = vec![top.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => waiting.push(entry.path()),
+                // The writers go on: what was listed may be gone.
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).context(entry.path().display().to_string()),
+            }
+        }
+        let path = dir.join(format!("touched-{round}"));
+        let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+        file.write_all(b"here\n").with_context(|| path.display().to_string())?;
+        file.sync_all().with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn figure(kills: &[Kill]) -> Figure {
+    histogram(kills);
+    let slowest = kills.iter().map(|kill| kill.takeover).max().unwrap_or_default();
+    let replaying = kills.iter().filter(|kill| kill.images > 0).count();
+    let percent = replaying * 100 / kills.len().max(1);
+    Figure {
+        measured: format!(
+            "{} kills, slowest takeover {:.2} s, {percent} % replayed images",
+            kills.len(),
+            slowest.as_secs_f64()
+        ),
+        bound: format!("{} s, {REPLAYING_MIN} %", TAKEOVER_MAX.as_secs()),
+        is_kept: slowest <= TAKEOVER_MAX && percent >= REPLAYING_MIN,
+    }
+}
+
+/// Images replayed per kill, in powers of two.
+fn histogram(kills: &[Kill]) {
+    println!("images replayed per kill:");
+    let class = |images: u64| u64::BITS - images.leading_zeros();
+    let last = kills.iter().map(|kill| class(kill.images)).max().unwrap_or_default();
+    for row in 0..=last {
+        let count = kills.iter().filter(|kill| class(kill.images) == row).count();
+        let (from, to) = if row == 0 { (0, 0) } else { (1 << (row - 1), (1_u64 << row) - 1) };
+        println!("  {from:5} to {to:5}: {count:3} {}", "#".repeat(count));
+    }
+}
+
+/// The moment until which a survivor may wait, for scenarios with other bounds.
+pub fn time_to_touch(top: &Path, round: u32, since: Instant) -> Result<Duration> {
+    touch_everywhere(top, round)?;
+    Ok(since.elapsed())
+}

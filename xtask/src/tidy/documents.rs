@@ -1,0 +1,155 @@
+//! Rules for documents: links lead somewhere, and README's map names every document.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::{File, Finding};
+use crate::root;
+
+/// Finds broken links and documents that nobody is led to.
+pub fn check(files: &[File]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for file in files.iter().filter(|file| file.is_document()) {
+        for (number, target) in links(file) {
+            if let Some(what) = broken(file, &target, files) {
+                findings.push(file.finding(number, what));
+            }
+        }
+    }
+    findings.extend(unlisted(files));
+    findings
+}
+
+/// The relative links of a document with their lines; code blocks have none.
+fn links(file: &File) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for (number, line) in file.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        let text = without_code(line);
+        for part in text.split("](").skip(1) {
+            let target = part.split(')').next().unwrap_or(part);
+            if !target.contains("://") && !target.starts_with("mailto:") {
+                found.push((number, target.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+fn without_code(line: &str) -> String {
+    line.split('`').step_by(2).collect()
+}
+
+fn broken(file: &File, target: &str, files: &[File]) -> Option<String> {
+    let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+    let place = resolved(&file.path, path);
+    if !path.is_empty() && !root().join(&place).exists() {
+        return Some(format!("link to {target}: no such file"));
+    }
+    let place = place.to_string_lossy();
+    let document = files.iter().find(|other| other.path == place)?;
+    if anchor.is_empty() || !document.is_document() || has_heading(document, anchor) {
+        return None;
+    }
+    Some(format!("link to {target}: no such heading"))
+}
+
+/// Where a link in `from` leads, relative to the root.
+fn resolved(from: &str, link: &str) -> PathBuf {
+    if link.is_empty() {
+        return from.into();
+    }
+    let start = Path::new(from).parent().unwrap_or(Path::new(""));
+    let mut place = PathBuf::new();
+    for part in start.join(link).components() {
+        match part {
+            Component::ParentDir => {
+                place.pop();
+            }
+            Component::CurDir => {}
+            other => place.push(other),
+        }
+    }
+    place
+}
+
+fn has_heading(document: &File, anchor: &str) -> bool {
+    document.lines().filter(|(_, line)| line.starts_with('#')).any(|(_, line)| {
+        let heading = line.trim_start_matches('#').trim();
+        slug(heading) == anchor
+    })
+}
+
+/// The anchor that forges give a heading.
+fn slug(heading: &str) -> String {
+    heading
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+/// Documents in docs/ that README's map does not name. Decisions are named as a folder.
+fn unlisted(files: &[File]) -> Vec<Finding> {
+    let Some(readme) = files.iter().find(|file| file.path == "README.md") else {
+        return vec![Finding { path: "README.md".into(), line: 1, what: "is missing".into() }];
+    };
+    let map: Vec<PathBuf> =
+        links(readme).iter().map(|(_, target)| resolved(&readme.path, target)).collect();
+    let is_listed = |path: &str| map.iter().any(|place| Path::new(path).starts_with(place));
+    files
+        .iter()
+        .filter(|file| file.is_document() && file.path.starts_with("docs/"))
+        .filter(|file| !is_listed(&file.path))
+        .map(|file| file.finding(1, "is not in README's map of documents"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(path: &str, text: &str) -> File {
+        File { path: path.into(), text: text.into() }
+    }
+
+    #[test]
+    fn links_in_code_are_not_links() {
+        let text = "a [b](c.md) and `[d](e.md)`\n```\n[f](g.md)\n```\n[h](https://i/)\n";
+        let found = links(&document("README.md", text));
+        assert_eq!(found, [(1, "c.md".to_owned())]);
+    }
+
+    #[test]
+    fn a_link_is_resolved_from_its_own_document() {
+        assert_eq!(resolved("docs/a.md", "decisions/b.md"), Path::new("docs/decisions/b.md"));
+        assert_eq!(resolved("docs/a.md", "../README.md"), Path::new("README.md"));
+        assert_eq!(resolved("docs/a.md", ""), Path::new("docs/a.md"));
+    }
+
+    #[test]
+    fn a_heading_is_found_by_its_anchor() {
+        let text = "# Format 0\n\n## Journal record\n\n## What, then?\n";
+        let file = document("docs/format.md", text);
+        assert!(has_heading(&file, "journal-record"));
+        assert!(has_heading(&file, "what-then"));
+        assert!(!has_heading(&file, "journal"));
+    }
+
+    #[test]
+    fn a_document_that_the_readme_does_not_name_is_found() {
+        let readme = document("README.md", "[format](docs/format.md) [why](docs/decisions)\n");
+        let format = document("docs/format.md", "");
+        let decision = document("docs/decisions/0001-a.md", "");
+        let lost = document("docs/lost.md", "");
+        let found = unlisted(&[readme, format, decision, lost]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].path, "docs/lost.md");
+    }
+}
