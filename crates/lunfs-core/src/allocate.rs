@@ -7,7 +7,7 @@
 //!   the record that frees it is durable and no in-place write is under way (Q6).
 
 use std::collections::BTreeMap;
-use std::rc::{Rc, Weak};
+use std::rc::Weak;
 
 use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, LockObject, RECORD};
 
@@ -338,6 +338,3 @@ impl Volume {
         Ok(())
     }
 }
-
-/// Shared handle used where a reservation is kept beyond its making.
-pub type SharedReservation = Rc<std::cell::RefCell<Option<Reservation>>>;

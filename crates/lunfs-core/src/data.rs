@@ -190,7 +190,7 @@ impl Volume {
         }
         let now = self.wall();
         inode.change(
-            || self.current(id),
+            || self.cached_descriptor(id.addr),
             |p| {
                 p.body.size = p.body.size.max(end);
                 (p.body.mtime, p.body.ctime) = (now, now);
@@ -437,7 +437,7 @@ impl Volume {
             );
             self.write_back(guard).await?;
         }
-        if size % FILE_BLOCK != 0 {
+        if !size.is_multiple_of(FILE_BLOCK) {
             let index = size / FILE_BLOCK;
             let old = self.current_entry(id, index).await?;
             self.shorten(inode, id, index, &old, (size % FILE_BLOCK).div_ceil(GRAIN));

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use lunfs_format::{BlockNo, Content, Descriptor, MapEntry, Tree};
 
 use crate::allocate::Reservation;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::locks::{Wish, WriteGuard};
 use crate::tree;
 use crate::types::FileId;

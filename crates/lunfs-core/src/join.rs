@@ -26,7 +26,7 @@ use crate::liveness::{Found, Liveness, lease};
 use crate::lock::{Judged, judge};
 use crate::locks::stamp_matches;
 use crate::slots::{Seen, may_join};
-use crate::types::{FileId, MountOptions};
+use crate::types::MountOptions;
 use crate::volume::{Intent, Volume};
 
 impl Volume {
@@ -309,9 +309,4 @@ impl WithJournal for Pulse {
         self.journal = journal;
         self
     }
-}
-
-/// The root of a volume as a file.
-pub fn root_of(sb: &lunfs_format::Superblock) -> FileId {
-    FileId { addr: sb.root, birth: sb.root_birth }
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use lunfs_format::{
-    BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockMode,
-    LockObject, RECORD, Request, Stamp, stored_checksum,
+    BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockObject,
+    RECORD, Request, Stamp, stored_checksum,
 };
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -655,9 +655,4 @@ impl Volume {
 pub fn stamp_matches(stamp: &Stamp, body: &[u8]) -> bool {
     lunfs_format::peek_header(body).is_ok_and(|h| h.version == stamp.version)
         && stored_checksum(body) == stamp.checksum
-}
-
-/// Is nobody able to change what this lock covers without the lock's image changing first?
-pub fn is_settled(lock: &Lock) -> bool {
-    lock.mode == LockMode::Free
 }

@@ -206,14 +206,12 @@ impl Volume {
         } else {
             let mut tree = tree;
             for _ in 0..BATCH {
-                let store = Held { volume: self, id };
                 // The transaction's own view of the tree is needed once it has changed nodes.
                 let last = {
                     let seen = tx.tree(id.addr);
                     tree::last(&seen, &tree, None).await?
                 };
                 let Some((key, value)) = last else { break };
-                drop(store);
                 if body.kind == FileKind::File {
                     let entry = MapEntry::decode(&value).map_err(|e| {
                         Error::new(Kind::Corrupt, format!("a map entry of {}: {e}", id.addr))

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lunfs_format::{BlockNo, Geometry, Timing, VolumeId};
+use lunfs_format::{BlockNo, Geometry, VolumeId};
 
 use super::*;
 use crate::scratch::{LoopDevice, Scratch};
@@ -17,28 +17,7 @@ fn with_bytes(at: usize, bytes: &[u8]) -> Option<String> {
 }
 
 fn superblock() -> Superblock {
-    let Geometry {
-        cluster_blocks, slot_count, volume_blocks, cluster_count, clusters_start, ..
-    } = Geometry::plan(1 << 30, 512, None).unwrap();
-    Superblock {
-        volume: VolumeId([7; 16]),
-        label: "ds1".into(),
-        compat: 0,
-        ro_compat: 0,
-        incompat: 0,
-        logical_block: 512,
-        cluster_blocks,
-        slot_count,
-        volume_blocks,
-        cluster_count,
-        clusters_start,
-        root: clusters_start.plus(2),
-        root_birth: 1,
-        created_seconds: 1,
-        hash_key: [3; 16],
-        timing: Timing::FAST,
-        geometry_epoch: 1,
-    }
+    crate::scratch::superblock(VolumeId([7; 16]), Geometry::plan(1 << 30, 512, None).unwrap())
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod format_guard;
 mod identity;
 mod mount_table;
 mod ofd;
+pub mod parent;
 mod rng;
 #[cfg(test)]
 mod scratch;

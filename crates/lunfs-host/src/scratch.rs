@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use lunfs_format::{Geometry, Superblock, Timing, VolumeId};
+
 /// A temporary image, removed at the end of the test. `LUNFS_TEST_DIR` or the system's temporary directory.
 pub struct Scratch {
     path: PathBuf,
@@ -40,6 +42,29 @@ impl Drop for Scratch {
         if let Err(e) = std::fs::remove_file(&self.path) {
             eprintln!("{} stays behind: {e}", self.path.display());
         }
+    }
+}
+
+/// A superblock of a volume labelled `ds1`.
+pub fn superblock(volume: VolumeId, geometry: Geometry) -> Superblock {
+    Superblock {
+        volume,
+        label: "ds1".into(),
+        compat: 0,
+        ro_compat: 0,
+        incompat: 0,
+        logical_block: geometry.logical_block,
+        cluster_blocks: geometry.cluster_blocks,
+        slot_count: geometry.slot_count,
+        volume_blocks: geometry.volume_blocks,
+        cluster_count: geometry.cluster_count,
+        clusters_start: geometry.clusters_start,
+        root: geometry.clusters_start.plus(2),
+        root_birth: 1,
+        created_seconds: 1,
+        hash_key: [3; 16],
+        timing: Timing::FAST,
+        geometry_epoch: 1,
     }
 }
 

@@ -260,11 +260,11 @@ impl Journal {
             images.push((at, lock, image));
         }
         entries.extend(compound.revokes.iter().map(|&block| RecordEntry::Revoke { block }));
-        let heads = self.heads(entries, u32::try_from(images.len()).expect("few images"));
+        let heads = self.heads(&entries, u32::try_from(images.len()).expect("few images"));
         Some(Closed { heads, images, revokes: compound.revokes, freed: compound.freed })
     }
 
-    fn heads(&self, entries: Vec<RecordEntry>, image_count: u32) -> Vec<RecordHead> {
+    fn heads(&self, entries: &[RecordEntry], image_count: u32) -> Vec<RecordHead> {
         let ring = self.ring.borrow();
         let chunks: Vec<Vec<RecordEntry>> = if entries.is_empty() {
             vec![Vec::new()]

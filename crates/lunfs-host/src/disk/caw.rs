@@ -38,9 +38,13 @@ type Outcome = Result<Compared, IoError>;
 
 /// One compare-and-write.
 pub struct Exchange {
+    /// Where the block starts.
     pub at: u64,
+    /// What the block must be.
     pub expect: Vec<u8>,
+    /// What it shall become.
     pub new: Vec<u8>,
+    /// When it is too late.
     pub until: Instant,
 }
 

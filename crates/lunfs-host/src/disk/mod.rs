@@ -24,6 +24,6 @@ mod source;
 mod unmap;
 mod uring;
 
-pub use caw::compare_and_write_now;
+pub use caw::{Exchange, compare_and_write_now};
 pub use source::{Access, Source, SourceKind};
 pub use uring::UringDisk;

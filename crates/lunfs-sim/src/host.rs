@@ -1,0 +1,173 @@
+//! A host: starts its program again whenever it ended, and speaks for it when it cannot.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use lunfs_core::env::{Clock, Compared, Disk, Instant, IoError};
+use lunfs_core::liveness::last_word;
+use lunfs_core::{Identity, MountOptions, StopReason, Volume};
+use lunfs_format::{Pulse, RECORD};
+
+use crate::disk::HostDisk;
+use crate::disk::faults::{MILLISECOND, SECOND};
+use crate::executor::Owner;
+use crate::workload;
+use crate::world::{Death, Program, World};
+
+/// Owners above this number are parents; they have no slot of their own.
+const PARENTS: u32 = 1_000_000;
+/// Attempts of a parent to write its last word.
+const LAST_WORD_ATTEMPTS: u32 = 5;
+
+/// What the keeper of a host shall do.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// Start the program whenever it is not running.
+    pub is_on: Cell<bool>,
+    /// Run workers in it.
+    pub with_workers: Cell<bool>,
+    /// Longest time before it is started again, in nanoseconds.
+    pub pause_max: Cell<u64>,
+    /// In a hundred cases, how often a parent outlives the program.
+    pub parents: Cell<u32>,
+}
+
+/// Who runs a program of `host`.
+pub fn identity(program: &Program, owner: Owner, has_parent: bool) -> Identity {
+    Identity {
+        run: program.run,
+        boot: [1; 16],
+        machine: [2; 16],
+        pid: 1_000 + owner.0,
+        pid_start: u64::from(owner.0),
+        pid_namespace: 4_026_531_836,
+        has_parent,
+    }
+}
+
+/// Keeps a host running: a task of the world.
+pub async fn keep(world: Rc<World>, host: usize, keeping: Rc<Keeping>) {
+    loop {
+        while !keeping.is_on.get() {
+            world.executor.sleep(20 * MILLISECOND).await;
+        }
+        let has_parent = world.chance.percent(keeping.parents.get());
+        let (owner, program) = world.new_program(host);
+        let living = live(
+            Rc::clone(&world),
+            owner,
+            Rc::clone(&program),
+            has_parent,
+            Rc::clone(&keeping),
+        );
+        world.executor.spawn(owner, living);
+        program.ended.wait().await;
+        let death = program.death.get();
+        if has_parent && matches!(death, Some(Death::Crashed | Death::Fenced | Death::Stopped)) {
+            speak(&world, host, owner, &program).await;
+        }
+        world.executor.sleep(world.chance.below(keeping.pause_max.get().max(MILLISECOND))).await;
+    }
+}
+
+/// The life of one program.
+async fn live(
+    world: Rc<World>,
+    owner: Owner,
+    program: Rc<Program>,
+    has_parent: bool,
+    keeping: Rc<Keeping>,
+) {
+    let options = MountOptions {
+        name: format!("host{}", program.host),
+        read_only: false,
+        identity: identity(&program, owner, has_parent),
+    };
+    let step = world.progress.begin(owner, "mount");
+    let volume = match Volume::mount(world.env(owner), options).await {
+        Ok(volume) => volume,
+        Err(error) => {
+            world.meet(|met| met.mounts_refused += 1);
+            world.say(owner, || format!("cannot mount: {error}"));
+            world.refused(program.host, &error.to_string());
+            world.kill(owner, Death::Refused);
+            return;
+        }
+    };
+    drop(step);
+    world.mounted(program.host);
+    world.say(owner, || format!("mounted as slot {}", volume.slot()));
+    program.slot.set(Some(volume.slot()));
+    *program.volume.borrow_mut() = Some(Rc::clone(&volume));
+    world.executor.spawn(owner, serve(Rc::clone(&world), owner, Rc::clone(&volume)));
+    if keeping.with_workers.get() {
+        for worker in world.workers_of(program.host) {
+            program.working.set(program.working.get() + 1);
+            let work = workload::work(Rc::clone(&world), owner, Rc::clone(&volume), worker);
+            world.executor.spawn(owner, work);
+        }
+    }
+    program.leave.wait().await;
+    while program.working.get() > 0 {
+        world.executor.sleep(5 * MILLISECOND).await;
+    }
+    let _step = world.progress.begin(owner, "unmount");
+    let tick = world.model.tick();
+    match volume.unmount().await {
+        Ok(()) => world.model.synced(owner, tick, &world.workers_of(program.host)),
+        Err(error) => {
+            world.say(owner, || format!("unmount: {error}"));
+            if world.is_quiet.get() && volume.stopped().is_none() {
+                world.findings.add(owner, format!("unmount fails although nothing is wrong: {error}"));
+            }
+        }
+    }
+    // From here on `serve` decides.
+    std::future::pending::<()>().await;
+}
+
+async fn serve(world: Rc<World>, owner: Owner, volume: Rc<Volume>) {
+    match volume.serve().await {
+        StopReason::Unmounted => {
+            world.meet(|met| met.unmounts += 1);
+            world.kill(owner, Death::Unmounted);
+        }
+        StopReason::Stopped(why) => {
+            world.meet(|met| met.stops += 1);
+            world.stopped(owner, &why);
+            world.kill(owner, Death::Stopped);
+        }
+    }
+}
+
+/// The parent of a dead program writes its last word, once its I/O is drained.
+async fn speak(world: &Rc<World>, host: usize, owner: Owner, program: &Program) {
+    let Some(slot) = program.slot.get() else { return };
+    while !world.disk.is_drained(owner) {
+        world.executor.sleep(MILLISECOND).await;
+    }
+    world.executor.sleep(world.chance.below(SECOND / 5)).await;
+    let parent = Owner(PARENTS + owner.0);
+    let clock = world.clock(host);
+    let disk = HostDisk::new(&world.disk, parent, clock);
+    let Some((volume, geometry)) = world.checkers.volume() else { return };
+    let at = geometry.slot_offset(slot);
+    for _ in 0..LAST_WORD_ATTEMPTS {
+        let Ok(found) = disk.read(at, geometry.logical_block as usize).await else { continue };
+        let Ok(pulse) = Pulse::decode(&found[..RECORD], volume, slot) else { return };
+        let Some(word) = last_word(&pulse, program.run, world.chance.next()) else { return };
+        let mut new = found.clone();
+        new[..RECORD].copy_from_slice(&word.encode(volume)[..]);
+        match disk.compare_and_write(at, found, new, Instant::FAR).await {
+            Ok(Compared::Written) => {
+                world.meet(|met| met.last_words += 1);
+                world.note(parent, "last word", u64::from(slot.0), "");
+                return;
+            }
+            Ok(Compared::Miscompare) | Err(IoError::InDoubt(_) | IoError::Failed(_)) => {
+                clock.sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Err(IoError::TooLate) => return,
+        }
+    }
+}
