@@ -11,6 +11,7 @@ pub mod disk;
 mod error;
 mod fence;
 pub mod format_guard;
+pub mod fuse;
 mod identity;
 mod mount_table;
 mod ofd;

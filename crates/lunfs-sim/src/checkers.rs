@@ -17,7 +17,10 @@ pub mod walker;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
-use lunfs_format::{BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, SlotNo, Superblock, VolumeId};
+use lunfs_format::{
+    BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, PulseState, RECORD, SlotNo, Superblock,
+    VolumeId,
+};
 
 use crate::clock::HostClock;
 use crate::disk::SharedDisk;
@@ -54,6 +57,7 @@ pub struct Checkers {
     known: Cell<Option<Known>>,
     leases: Leases,
     writer: one_writer::OneWriter,
+    on_claim: RefCell<Option<Box<dyn Fn(Owner)>>>,
 }
 
 impl Checkers {
@@ -65,6 +69,7 @@ impl Checkers {
             known: Cell::default(),
             leases: Leases::default(),
             writer: one_writer::OneWriter::default(),
+            on_claim: RefCell::default(),
         })
     }
 
@@ -82,6 +87,16 @@ impl Checkers {
         let superblock = Superblock::decode(&block, BlockNo(0)).expect("format wrote a superblock");
         *self.disk.borrow_mut() = Rc::downgrade(disk);
         self.known.set(Some(Known { volume: superblock.volume, geometry: superblock.geometry() }));
+    }
+
+    /// Identity and layout of the volume.
+    pub fn volume(&self) -> Option<(VolumeId, Geometry)> {
+        self.known.get().map(|known| (known.volume, known.geometry))
+    }
+
+    /// What to do when a program has claimed another's slot.
+    pub fn on_claim(&self, act: impl Fn(Owner) + 'static) {
+        *self.on_claim.borrow_mut() = Some(Box::new(act));
     }
 
     /// A program started.
@@ -165,6 +180,12 @@ impl Watch for Checkers {
             && let Place::Pulse(slot) = known.place(landing.at)
         {
             self.leases.pulse_landed(landing, slot, &known);
+            let pulse = Pulse::decode(&landing.after[..RECORD], known.volume, slot);
+            if pulse.is_ok_and(|pulse| pulse.state == PulseState::Claimed)
+                && let Some(act) = self.on_claim.borrow().as_ref()
+            {
+                act(landing.owner);
+            }
         }
         let me = self.leases.holder(landing.owner);
         if let Err(what) = lease::landed(landing, me, &view) {

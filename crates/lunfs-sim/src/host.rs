@@ -1,6 +1,6 @@
 //! A host: starts its program again whenever it ended, and speaks for it when it cannot.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use lunfs_core::env::{Clock, Compared, Disk, Instant, IoError};
@@ -78,28 +78,7 @@ async fn live(
     has_parent: bool,
     keeping: Rc<Keeping>,
 ) {
-    let options = MountOptions {
-        name: format!("host{}", program.host),
-        read_only: false,
-        identity: identity(&program, owner, has_parent),
-    };
-    let step = world.progress.begin(owner, "mount");
-    let volume = match Volume::mount(world.env(owner), options).await {
-        Ok(volume) => volume,
-        Err(error) => {
-            world.meet(|met| met.mounts_refused += 1);
-            world.say(owner, || format!("cannot mount: {error}"));
-            world.refused(program.host, &error.to_string());
-            world.kill(owner, Death::Refused);
-            return;
-        }
-    };
-    drop(step);
-    world.mounted(program.host);
-    world.say(owner, || format!("mounted as slot {}", volume.slot()));
-    program.slot.set(Some(volume.slot()));
-    *program.volume.borrow_mut() = Some(Rc::clone(&volume));
-    world.executor.spawn(owner, serve(Rc::clone(&world), owner, Rc::clone(&volume)));
+    let Some(volume) = mount(&world, owner, &program, has_parent).await else { return };
     if keeping.with_workers.get() {
         for worker in world.workers_of(program.host) {
             program.working.set(program.working.get() + 1);
@@ -111,6 +90,47 @@ async fn live(
     while program.working.get() > 0 {
         world.executor.sleep(5 * MILLISECOND).await;
     }
+    unmount(&world, owner, &program, &volume).await;
+    // From here on `serve` decides.
+    std::future::pending::<()>().await;
+}
+
+/// Mounts the volume and serves it; a refusal ends the program.
+pub async fn mount(
+    world: &Rc<World>,
+    owner: Owner,
+    program: &Rc<Program>,
+    has_parent: bool,
+) -> Option<Rc<Volume>> {
+    let options = MountOptions {
+        name: format!("host{}", program.host),
+        read_only: false,
+        identity: identity(program, owner, has_parent),
+    };
+    let _step = world.progress.begin(owner, "mount");
+    match Volume::mount(world.env(owner), options).await {
+        Ok(volume) => {
+            world.mounted(program.host);
+            world.say(owner, || format!("mounted as slot {}", volume.slot()));
+            program.slot.set(Some(volume.slot()));
+            *program.volume.borrow_mut() = Some(Rc::clone(&volume));
+            let (world, program) = (Rc::clone(world), Rc::clone(program));
+            let serving = serve(Rc::clone(&world), owner, program, Rc::clone(&volume));
+            world.executor.spawn(owner, serving);
+            Some(volume)
+        }
+        Err(error) => {
+            world.meet(|met| met.mounts_refused += 1);
+            world.say(owner, || format!("cannot mount: {error}"));
+            world.refused(program.host, &error.to_string());
+            world.kill(owner, Death::Refused);
+            None
+        }
+    }
+}
+
+/// Unmounts; all that the program did is then durable.
+pub async fn unmount(world: &Rc<World>, owner: Owner, program: &Program, volume: &Rc<Volume>) {
     let _step = world.progress.begin(owner, "unmount");
     let tick = world.model.tick();
     match volume.unmount().await {
@@ -118,17 +138,18 @@ async fn live(
         Err(error) => {
             world.say(owner, || format!("unmount: {error}"));
             if world.is_quiet.get() && volume.stopped().is_none() {
-                world.findings.add(owner, format!("unmount fails although nothing is wrong: {error}"));
+                let text = format!("unmount fails although nothing is wrong: {error}");
+                world.findings.add(owner, text);
             }
         }
     }
-    // From here on `serve` decides.
-    std::future::pending::<()>().await;
+    program.left.raise();
 }
 
-async fn serve(world: Rc<World>, owner: Owner, volume: Rc<Volume>) {
+async fn serve(world: Rc<World>, owner: Owner, program: Rc<Program>, volume: Rc<Volume>) {
     match volume.serve().await {
         StopReason::Unmounted => {
+            program.left.wait().await;
             world.meet(|met| met.unmounts += 1);
             world.kill(owner, Death::Unmounted);
         }
@@ -138,6 +159,37 @@ async fn serve(world: Rc<World>, owner: Owner, volume: Rc<Volume>) {
             world.kill(owner, Death::Stopped);
         }
     }
+}
+
+/// Mounts the volume as `host`, does `work` with it and unmounts it again, running the world
+/// meanwhile. `None`: it did not end within `bound`, or the mount was refused; both are findings.
+pub fn session<T: 'static, F: Future<Output = T>>(
+    world: &Rc<World>,
+    host: usize,
+    bound: u64,
+    work: impl FnOnce(Owner, Rc<Volume>) -> F + 'static,
+) -> Option<T> {
+    let (owner, program) = world.new_program(host);
+    let result = Rc::new(RefCell::new(None));
+    let (own, to, inside) = (Rc::clone(world), Rc::clone(&result), Rc::clone(&program));
+    world.executor.spawn(owner, async move {
+        let Some(volume) = mount(&own, owner, &inside, false).await else { return };
+        let value = work(owner, Rc::clone(&volume)).await;
+        *to.borrow_mut() = Some(value);
+        unmount(&own, owner, &inside, &volume).await;
+    });
+    world.run(world.executor.now() + bound, || program.ended.is_raised());
+    if program.death.get() != Some(Death::Unmounted) && !world.findings.any() {
+        let why = world.locked_out(u64::MAX).map(|(_, why)| why);
+        let text = format!(
+            "a session ends with {:?} instead of an unmount: {why:?}; under way: {:?}",
+            program.death.get(),
+            world.progress.list()
+        );
+        world.findings.add(owner, text);
+    }
+    let value = result.borrow_mut().take();
+    value
 }
 
 /// The parent of a dead program writes its last word, once its I/O is drained.

@@ -11,6 +11,7 @@ use lunfs_format::SlotNo;
 
 use crate::chance::Chance;
 use crate::checkers::Checkers;
+use crate::checkers::progress::Progress;
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Model as DiskModel, SharedDisk};
 use crate::executor::{Ended, Executor, Owner};
@@ -20,6 +21,7 @@ use crate::met::Met;
 use crate::model::Model;
 use crate::signal::Signal;
 use crate::trace::{Event, Trace};
+use crate::workload::{Pace, Places};
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +61,12 @@ pub struct Program {
     pub run: [u8; 16],
     /// The volume, once mounted.
     pub volume: RefCell<Option<Rc<Volume>>>,
-    /// It is asked to unmount.
-    pub is_leaving: Cell<bool>,
+    /// Its slot, once mounted.
+    pub slot: Cell<Option<SlotNo>>,
+    /// Raised when it is asked to unmount.
+    pub leave: Signal,
+    /// Raised when its unmount returned.
+    pub left: Signal,
     /// Its workers that still run.
     pub working: Cell<usize>,
     /// How it ended.
@@ -107,8 +113,18 @@ pub struct World {
     marks: RefCell<BTreeMap<SlotNo, Owner>>,
     met: Cell<Met>,
     counters: Cell<Counters>,
+    /// What is under way.
+    pub progress: Rc<Progress>,
+    /// Where the workload lives.
+    pub places: RefCell<Places>,
+    /// How busy workers are.
+    pub pace: Cell<Pace>,
     /// Nothing goes wrong any more: every error is a finding.
     pub is_quiet: Cell<bool>,
+    /// Workers end after their current operation.
+    pub is_idle: Cell<bool>,
+    /// Since when each host has had no mount, and why its last one was refused.
+    down: RefCell<BTreeMap<usize, (u64, String)>>,
 }
 
 struct ProgramRng(Chance);
@@ -133,6 +149,7 @@ impl World {
         let clock_chance = Chance::stream(seed, "clocks");
         let clocks = (0..options.hosts).map(|_| HostClock::draw(&executor, &clock_chance));
         let checkers = Checkers::new(&findings);
+        let progress = Progress::new(&executor);
         disk.watch(Rc::clone(&checkers) as Rc<_>);
         Rc::new(World {
             clocks: clocks.collect(),
@@ -147,7 +164,12 @@ impl World {
             marks: RefCell::default(),
             met: Cell::default(),
             counters: Cell::default(),
+            progress,
+            places: RefCell::default(),
+            pace: Cell::new(Pace { think: 10_000_000, across: 40 }),
             is_quiet: Cell::new(false),
+            is_idle: Cell::new(false),
+            down: RefCell::default(),
             options,
         })
     }
@@ -199,7 +221,9 @@ impl World {
             host,
             run,
             volume: RefCell::new(None),
-            is_leaving: Cell::new(false),
+            slot: Cell::new(None),
+            leave: Signal::default(),
+            left: Signal::default(),
             working: Cell::new(0),
             death: Cell::new(None),
             ended: Signal::default(),
@@ -285,6 +309,34 @@ impl World {
             self.model.died(owner, &self.workers_of(program.host));
         }
         program.ended.raise();
+    }
+
+    /// A host has its mount.
+    pub fn mounted(&self, host: usize) {
+        self.down.borrow_mut().remove(&host);
+    }
+
+    /// A mount of a host was refused.
+    pub fn refused(&self, host: usize, why: &str) {
+        let now = self.executor.now();
+        let mut down = self.down.borrow_mut();
+        let entry = down.entry(host).or_insert((now, String::new()));
+        why.clone_into(&mut entry.1);
+    }
+
+    /// A host that could not mount since before `since`, and why.
+    pub fn locked_out(&self, since: u64) -> Option<(usize, String)> {
+        let down = self.down.borrow();
+        let (host, (_, why)) = down.iter().find(|(_, (from, _))| *from < since)?;
+        Some((*host, why.clone()))
+    }
+
+    /// A program stopped itself.
+    pub fn stopped(&self, owner: Owner, why: &str) {
+        self.say(owner, || format!("stopped: {why}"));
+        if self.is_quiet.get() {
+            self.findings.add(owner, format!("a host stops although nothing is wrong: {why}"));
+        }
     }
 
     /// Stops polling a program for `length` nanoseconds.

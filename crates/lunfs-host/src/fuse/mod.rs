@@ -18,6 +18,7 @@
 mod adapter;
 mod mount;
 mod nodes;
+mod reply;
 mod server;
 mod translate;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fuser::{Errno, ForgetOne};
+use fuser::Errno;
 use lunfs_core::FileId;
 
 /// The root's node number.
@@ -61,11 +61,6 @@ impl Nodes {
             self.known.remove(&number);
         }
     }
-}
-
-/// Numbers and lookups of a batch, copied out of the request.
-pub fn forgotten(batch: &[ForgetOne]) -> Vec<(u64, u64)> {
-    batch.iter().map(|one| (one.nodeid().0, one.nlookup())).collect()
 }
 
 /// Open files and directories.

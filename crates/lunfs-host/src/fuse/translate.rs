@@ -3,9 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, RenameFlags};
-use lunfs_core::{
-    Attr, Error, Fallocate, FileId, FileKind, Kind, RenameMode, Seek, XattrMode,
-};
+use lunfs_core::{Attr, Error, Fallocate, FileId, FileKind, Kind, RenameMode, Seek, XattrMode};
 use lunfs_format::Timestamp;
 
 /// Permission bits, set-id bits and the sticky bit.
@@ -31,6 +29,22 @@ pub fn errno(error: &Error) -> Errno {
         // "Structure needs cleaning", as ext4 and XFS say it.
         Kind::Corrupt => Errno::from_i32(libc::EUCLEAN),
         Kind::Io | Kind::Stopped => Errno::EIO,
+    }
+}
+
+/// Results of the core as results of FUSE; what an operator should hear of is logged.
+pub trait OrErrno<T> {
+    fn or_errno(self) -> Result<T, Errno>;
+}
+
+impl<T> OrErrno<T> for lunfs_core::Result<T> {
+    fn or_errno(self) -> Result<T, Errno> {
+        self.map_err(|error| {
+            if matches!(error.kind, Kind::Corrupt | Kind::Io) {
+                tracing::error!(event = "operation_failed", kind = ?error.kind, "{error}");
+            }
+            errno(&error)
+        })
     }
 }
 

@@ -1,0 +1,206 @@
+//! A world without faults: a disk in memory, time that jumps, marks of life in a table.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use lunfs_core::env::{
+    Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life, Rng,
+};
+use lunfs_core::{FileKind, Identity, MountOptions, New, Volume};
+use lunfs_format::{Pulse, SlotNo, Timestamp};
+
+/// A disk in memory that answers at once.
+struct Ram {
+    size: u64,
+    blocks: RefCell<BTreeMap<u64, [u8; 512]>>,
+}
+
+impl Ram {
+    fn get(&self, at: u64, len: usize) -> Vec<u8> {
+        let blocks = self.blocks.borrow();
+        let sectors = at / 512..(at + len as u64) / 512;
+        sectors.flat_map(|s| blocks.get(&s).copied().unwrap_or([0; 512])).collect()
+    }
+
+    fn put(&self, at: u64, data: &[u8]) {
+        let mut blocks = self.blocks.borrow_mut();
+        for (i, sector) in data.chunks(512).enumerate() {
+            blocks.insert(at / 512 + i as u64, sector.try_into().unwrap());
+        }
+    }
+}
+
+impl Disk for Ram {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { logical_block: 512, size: self.size }
+    }
+    fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
+        let data = self.get(at, len);
+        Box::pin(async move { Ok(data) })
+    }
+    fn write(&self, at: u64, data: Vec<u8>, _: bool, _: Instant) -> Answer<Result<(), IoError>> {
+        self.put(at, &data);
+        Box::pin(async { Ok(()) })
+    }
+    fn flush(&self) -> Answer<Result<(), IoError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn compare_and_write(
+        &self,
+        at: u64,
+        expect: Vec<u8>,
+        new: Vec<u8>,
+        _: Instant,
+    ) -> Answer<Result<Compared, IoError>> {
+        let same = self.get(at, expect.len()) == expect;
+        if same {
+            self.put(at, &new);
+        }
+        Box::pin(async move { Ok(if same { Compared::Written } else { Compared::Miscompare }) })
+    }
+    fn unmap(&self, _: u64, _: u64, _: Instant) -> Answer<Result<(), IoError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Time that jumps to the next timer when nothing else can be done.
+#[derive(Clone, Default)]
+pub struct Time {
+    now: Rc<Cell<u64>>,
+    timers: Rc<RefCell<BTreeMap<u64, Vec<Waker>>>>,
+}
+
+struct Sleep {
+    time: Time,
+    until: u64,
+}
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.time.now.get() >= self.until {
+            return Poll::Ready(());
+        }
+        self.time.timers.borrow_mut().entry(self.until).or_default().push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Clock for Time {
+    fn now(&self) -> Instant {
+        Instant(self.now.get())
+    }
+    fn sleep_until(&self, at: Instant) -> Answer<()> {
+        Box::pin(Sleep { time: self.clone(), until: at.0 })
+    }
+    fn wall(&self) -> Timestamp {
+        Timestamp { seconds: 1_700_000_000, nanos: (self.now.get() % 1_000_000_000) as u32 }
+    }
+}
+
+/// Who lives.
+#[derive(Default)]
+pub struct Marks(RefCell<BTreeMap<SlotNo, bool>>);
+
+impl Fence for Marks {
+    fn enter(&self, slot: SlotNo) -> Result<bool, FenceError> {
+        Ok(self.0.borrow_mut().insert(slot, true).is_none())
+    }
+    fn leave(&self, slot: SlotNo) {
+        self.0.borrow_mut().remove(&slot);
+    }
+    fn life(&self, slot: SlotNo) -> Life {
+        if self.0.borrow().contains_key(&slot) { Life::Present } else { Life::Gone }
+    }
+    fn fence(&self, victim: &Pulse) -> Answer<Result<(), FenceError>> {
+        self.0.borrow_mut().remove(&victim.slot);
+        Box::pin(async { Ok(()) })
+    }
+    fn method(&self) -> &'static str {
+        "memory"
+    }
+}
+
+struct Dice(Cell<u64>);
+
+impl Rng for Dice {
+    fn next(&self) -> u64 {
+        let mut x = self.0.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.0.set(x);
+        x
+    }
+}
+
+/// The four doors of hosts on one new disk.
+pub fn env(size: u64) -> (Env, Time) {
+    let time = Time::default();
+    time.now.set(1_000_000_000);
+    let env = Env {
+        disk: Rc::new(Ram { size, blocks: RefCell::default() }),
+        fence: Rc::new(Marks::default()),
+        clock: Rc::new(time.clone()),
+        rng: Rc::new(Dice(Cell::new(0x1234_5678_9ABC_DEF1))),
+    };
+    (env, time)
+}
+
+/// Polls until done; when nothing moves, time does.
+pub fn block_on<T>(time: &Time, future: impl Future<Output = T>) -> T {
+    let mut future = Box::pin(future);
+    let woken = std::sync::Arc::new(Flag::default());
+    let waker = Waker::from(woken.clone());
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        woken.0.store(false, std::sync::atomic::Ordering::Relaxed);
+        if let Poll::Ready(out) = future.as_mut().poll(&mut cx) {
+            return out;
+        }
+        if woken.0.load(std::sync::atomic::Ordering::Relaxed) {
+            continue;
+        }
+        let next = time.timers.borrow_mut().pop_first();
+        let (at, wakers) = next.expect("nothing can ever happen again");
+        time.now.set(time.now.get().max(at));
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[derive(Default)]
+struct Flag(std::sync::atomic::AtomicBool);
+
+impl std::task::Wake for Flag {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Mounts as a host of this name.
+pub async fn mount(env: &Env, name: &str) -> Rc<Volume> {
+    let mut run = [0; 16];
+    run[..8].copy_from_slice(&env.rng.next().to_le_bytes());
+    let identity = Identity { run, ..Identity::default() };
+    let options = MountOptions { name: name.into(), read_only: false, identity };
+    Volume::mount(env.clone(), options).await.expect("mounts")
+}
+
+/// A file to be made.
+pub fn file() -> New {
+    New { kind: FileKind::File, mode: 0o644, uid: 1, gid: 2, rdev: 0, target: Vec::new() }
+}
+
+/// A directory to be made.
+pub fn directory() -> New {
+    New { kind: FileKind::Directory, mode: 0o755, ..file() }
+}
+
+/// Bytes that differ from place to place.
+pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ salt).collect()
+}
