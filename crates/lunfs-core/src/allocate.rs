@@ -23,6 +23,8 @@ const SEARCH_MAX: u64 = 4096;
 const FRONTIER_STEP: u64 = 64;
 
 struct Space {
+    /// Which time of holding this cluster it is; frees of an earlier time are in its header already.
+    epoch: u64,
     /// In use, reserved or quarantined.
     busy: Bitmap,
     free: u32,
@@ -37,6 +39,7 @@ pub struct Allocator {
     /// Free blocks of clusters, as last read.
     seen: BTreeMap<u64, u32>,
     current: Option<u64>,
+    epochs: u64,
     /// Where this host begins to look for clusters.
     home: u64,
 }
@@ -50,6 +53,7 @@ impl Allocator {
             held: BTreeMap::new(),
             seen: BTreeMap::new(),
             current: None,
+            epochs: 0,
             home: spread,
         }
     }
@@ -58,8 +62,9 @@ impl Allocator {
     pub fn held(&mut self, cluster: &Cluster) {
         let free = cluster.bitmap.count_free();
         self.seen.insert(cluster.index, free);
-        self.held
-            .insert(cluster.index, Space { busy: cluster.bitmap.clone(), free, next: 0 });
+        self.epochs += 1;
+        let space = Space { epoch: self.epochs, busy: cluster.bitmap.clone(), free, next: 0 };
+        self.held.insert(cluster.index, space);
     }
 
     /// A cluster's lock was given up.
@@ -104,7 +109,21 @@ impl Allocator {
         Some(start)
     }
 
-    /// Blocks that nobody refers to any more may be handed out again.
+    /// The time of holding the cluster of this block.
+    pub fn epoch_of(&self, start: BlockNo) -> u64 {
+        let index = self.geometry.cluster_of(start);
+        index.and_then(|i| self.held.get(&i)).map_or(0, |space| space.epoch)
+    }
+
+    /// A freed run whose record is durable may be handed out again. If the cluster was given away
+    /// meanwhile and came back, its header had the run free already, and it may be in use again.
+    pub fn give_back_freed(&mut self, run: Freed) {
+        if self.epoch_of(run.start) == run.epoch {
+            self.give_back(run.start, run.len);
+        }
+    }
+
+    /// Blocks that nobody refers to may be handed out again.
     pub fn give_back(&mut self, start: BlockNo, len: u64) {
         let Some(index) = self.geometry.cluster_of(start) else { return };
         let first = start.0 - self.geometry.cluster_start(index).0;
@@ -121,6 +140,17 @@ impl Allocator {
         let rest = self.held.keys().copied().filter(|i| Some(*i) != self.current);
         first.chain(rest).collect()
     }
+}
+
+/// A run that a transaction freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// First block.
+    pub start: BlockNo,
+    /// Blocks.
+    pub len: u64,
+    /// Time of holding its cluster when it was freed.
+    pub epoch: u64,
 }
 
 /// Blocks set aside for one use. Dropped without being committed, they are free again.
@@ -214,8 +244,7 @@ impl Volume {
             let index = (home + step) % initialised;
             let skip = {
                 let alloc = self.alloc.borrow();
-                alloc.held.contains_key(&index)
-                    || alloc.seen.get(&index).is_some_and(|f| *f < need)
+                alloc.held.contains_key(&index) || alloc.seen.get(&index).is_some_and(|f| *f < need)
             };
             if skip || !self.looks_free(index, need).await? {
                 continue;

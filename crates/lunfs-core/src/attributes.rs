@@ -197,11 +197,7 @@ async fn pieces_of(
     Ok(found)
 }
 
-async fn read_value(
-    store: &impl NodeStore,
-    xattrs: &Tree,
-    name: &[u8],
-) -> Result<Option<Vec<u8>>> {
+async fn read_value(store: &impl NodeStore, xattrs: &Tree, name: &[u8]) -> Result<Option<Vec<u8>>> {
     let pieces = pieces_of(store, xattrs, name).await?;
     if pieces.is_empty() {
         return Ok(None);

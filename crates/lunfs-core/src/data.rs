@@ -505,7 +505,8 @@ impl Volume {
             || self.cached_descriptor(id.addr),
             |p| {
                 let replaced = run.map(|(b, n)| (b, u64::from(n)));
-                let old = p.deltas.insert(index, Delta { entry, reserved: None, replaced, complete });
+                let old =
+                    p.deltas.insert(index, Delta { entry, reserved: None, replaced, complete });
                 assert!(old.is_none_or(|d| d.reserved.is_none() && d.replaced.is_none()));
             },
         );
@@ -572,8 +573,7 @@ impl Volume {
                 continue;
             }
             let reserved = self.reserve(64, Purpose::Data).await?;
-            let entry =
-                MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
+            let entry = MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
             let complete = self.flushes_begun.get();
             let count = inode.change(
                 || self.cached_descriptor(id.addr),
@@ -749,7 +749,12 @@ struct Job {
     changed: bool,
 }
 
-fn install(inode: &Inode, job: Job, complete: u64, current: impl FnOnce() -> lunfs_format::Descriptor) {
+fn install(
+    inode: &Inode,
+    job: Job,
+    complete: u64,
+    current: impl FnOnce() -> lunfs_format::Descriptor,
+) {
     if !job.changed {
         return;
     }
@@ -763,12 +768,9 @@ fn install(inode: &Inode, job: Job, complete: u64, current: impl FnOnce() -> lun
                 complete,
             },
             Some(old) => Delta { entry: job.entry, complete, ..old },
-            None => Delta {
-                entry: job.entry,
-                reserved: job.reserved,
-                replaced: job.replaced,
-                complete,
-            },
+            None => {
+                Delta { entry: job.entry, reserved: job.reserved, replaced: job.replaced, complete }
+            }
         };
         p.deltas.insert(job.index, delta);
     });

@@ -76,7 +76,13 @@ pub trait Disk {
     /// Reads `len` bytes.
     fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>>;
     /// Writes; with `fua` it is durable when answered. Tears between logical blocks.
-    fn write(&self, at: u64, data: Vec<u8>, fua: bool, until: Instant) -> Answer<Result<(), IoError>>;
+    fn write(
+        &self,
+        at: u64,
+        data: Vec<u8>,
+        fua: bool,
+        until: Instant,
+    ) -> Answer<Result<(), IoError>>;
     /// Makes every write answered before this call durable.
     fn flush(&self) -> Answer<Result<(), IoError>>;
     /// Atomically replaces one logical block if it is `expect`; durable when answered.

@@ -48,12 +48,7 @@ fn stamp_of(version: Version, body: &Block) -> Stamp {
     Stamp { version, checksum: stored_checksum(body) }
 }
 
-fn cluster_with(
-    sb: &Superblock,
-    index: u64,
-    used: u32,
-    version: u64,
-) -> Vec<(BlockNo, Vec<u8>)> {
+fn cluster_with(sb: &Superblock, index: u64, used: u32, version: u64) -> Vec<(BlockNo, Vec<u8>)> {
     let at = sb.geometry().cluster_start(index);
     let mut cluster = Cluster::new(index, sb.cluster_blocks);
     cluster.version = Version { birth: 0, count: version };
@@ -162,7 +157,8 @@ pub async fn format_volume(env: &Env, options: &FormatOptions) -> Result<Superbl
         write(at, bytes).await?;
     }
     for index in 0..clusters {
-        let blocks = if index == 0 { cluster_with(&sb, 0, 2, 2) } else { empty_cluster(&sb, index) };
+        let blocks =
+            if index == 0 { cluster_with(&sb, 0, 2, 2) } else { empty_cluster(&sb, index) };
         for (at, bytes) in blocks {
             write(at, bytes).await?;
         }

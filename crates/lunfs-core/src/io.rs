@@ -101,6 +101,13 @@ impl Io {
         self.changed.notify_waiters();
     }
 
+    /// Closes the gate for good after a clean unmount.
+    pub fn close(&self) {
+        self.stopped.borrow_mut().get_or_insert_with(|| "unmounted".into());
+        self.lease_until.set(Instant(0));
+        self.changed.notify_waiters();
+    }
+
     /// Why this host stopped, if it did.
     pub fn stopped(&self) -> Option<String> {
         self.stopped.borrow().clone()
@@ -196,7 +203,12 @@ impl Io {
     ///
     /// Sound because images never repeat: once another image than `expect` is there, no late
     /// attempt of ours can land any more.
-    pub async fn compare_and_write(&self, at: u64, expect: &Record, new: &Record) -> Result<Settled> {
+    pub async fn compare_and_write(
+        &self,
+        at: u64,
+        expect: &Record,
+        new: &Record,
+    ) -> Result<Settled> {
         let mut doubt = false;
         loop {
             let until = self.pass().await?;

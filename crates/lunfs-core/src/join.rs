@@ -64,7 +64,9 @@ impl Volume {
     async fn take_slot(&self) -> Result<Pulse> {
         let seen = self.region.scan(&self.io).await?;
         let who = &self.options.identity;
-        if let Some(why) = may_join(&seen, &self.options.name, who.boot, who.machine) {
+        // Programs of this machine that are proven gone are dead; we recover them once we are in.
+        let alive: Vec<Seen> = seen.iter().filter(|s| !self.is_gone(s)).cloned().collect();
+        if let Some(why) = may_join(&alive, &self.options.name, who.boot, who.machine) {
             return Err(Error::new(Kind::Busy, why));
         }
         for free in seen.iter().filter_map(|s| s.pulse.as_ref()) {
@@ -88,6 +90,10 @@ impl Volume {
             return Ok(joined);
         }
         Err(Error::new(Kind::Busy, "no free slot: 1024 hosts have this volume mounted"))
+    }
+
+    fn is_gone(&self, seen: &Seen) -> bool {
+        seen.pulse.as_ref().is_some_and(|p| self.is_proven_gone(p))
     }
 
     fn enter(&self, slot: SlotNo) -> Result<bool> {
@@ -133,8 +139,7 @@ impl Volume {
         if header.is_none() {
             // No header was ever written, so nothing was ever listed either.
             let birth = self.me().incarnation.0;
-            let blocks =
-                empty_directory(self.sb.volume, orphans, birth, self.wall(), self.nonce());
+            let blocks = empty_directory(self.sb.volume, orphans, birth, self.wall(), self.nonce());
             for (at, bytes) in blocks {
                 self.io.write(at, bytes, true).await?;
             }
@@ -162,7 +167,7 @@ impl Volume {
         let who = &self.options.identity;
         let others: Vec<Seen> = seen
             .iter()
-            .filter(|s| s.slot != self.slot())
+            .filter(|s| s.slot != self.slot() && !self.is_gone(s))
             .filter(|s| {
                 s.slot < self.slot()
                     || s.pulse.as_ref().is_some_and(|p| p.state == PulseState::Live)
@@ -262,7 +267,9 @@ impl Volume {
         self.io.flush().await?;
         self.leave_slot().await?;
         tracing::info!(event = "unmounted", slot = self.slot().0);
+        // Nothing of ours may reach the disk from here on: the slot may be another host's already.
         self.ended.set(true);
+        self.io.close();
         self.ending.notify_waiters();
         written
     }

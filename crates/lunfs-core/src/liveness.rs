@@ -142,7 +142,9 @@ impl Liveness {
         }
         Found::Foreign(match seen.claimer {
             Some(by) => format!("this host's slot was claimed by host {by}"),
-            None => format!("this host's slot is {:?} at incarnation {}", seen.state, seen.incarnation),
+            None => {
+                format!("this host's slot is {:?} at incarnation {}", seen.state, seen.incarnation)
+            }
         })
     }
 }

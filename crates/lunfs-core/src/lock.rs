@@ -62,7 +62,13 @@ pub fn acquired(lock: &Lock, me: Holder, nonce: u64) -> Lock {
 }
 
 /// The image that gives the lock up, to `successor` or to nobody.
-pub fn released(lock: &Lock, me: SlotNo, successor: Option<Holder>, stamp: Stamp, nonce: u64) -> Lock {
+pub fn released(
+    lock: &Lock,
+    me: SlotNo,
+    successor: Option<Holder>,
+    stamp: Stamp,
+    nonce: u64,
+) -> Lock {
     Lock {
         mode: if successor.is_some() { LockMode::Exclusive } else { LockMode::Free },
         holder: successor,

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use lunfs_format::{
-    BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockObject,
-    RECORD, Request, Stamp, stored_checksum,
+    BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockObject, RECORD,
+    Request, Stamp, stored_checksum,
 };
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -137,9 +137,7 @@ impl Locks {
 
     /// Forgets entries that nobody uses and this host does not hold.
     pub fn trim(&self) {
-        self.entries
-            .borrow_mut()
-            .retain(|_, e| e.held.get().is_some() || Rc::strong_count(e) > 1);
+        self.entries.borrow_mut().retain(|_, e| e.held.get().is_some() || Rc::strong_count(e) > 1);
     }
 
     /// Held descriptor locks near `addr`, within `span` blocks, that nobody uses now.
@@ -631,9 +629,7 @@ impl Volume {
             let cache = self.cache.borrow();
             cache.get(entry.addr.plus(1)).map_or(Stamp::default(), |cached| Stamp {
                 version: cached.version,
-                checksum: stored_checksum(
-                    &cached.encode(self.sb.volume, entry.addr.plus(1))[..],
-                ),
+                checksum: stored_checksum(&cached.encode(self.sb.volume, entry.addr.plus(1))[..]),
             })
         };
         let new = released(&lock, self.me().slot, successor, stamp, self.nonce());

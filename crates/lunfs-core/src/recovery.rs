@@ -115,6 +115,12 @@ impl Volume {
         }
     }
 
+    /// Is the program that wrote this pulse gone, with all its writes? A mark of life speaks only for
+    /// programs of this boot of this machine.
+    pub(crate) fn is_proven_gone(&self, pulse: &Pulse) -> bool {
+        pulse.boot == self.options.identity.boot && self.io.env.fence.life(pulse.slot) == Life::Gone
+    }
+
     /// Takes note of a pulse that was read.
     pub(crate) fn learn(&self, pulse: &Pulse, submitted: Instant) {
         self.know(pulse.slot, pulse.incarnation.0);
@@ -123,7 +129,7 @@ impl Volume {
         }
         let now = self.now();
         let well = self.pulsed_well_since(submitted);
-        let gone = self.io.env.fence.life(pulse.slot) == Life::Gone;
+        let gone = self.is_proven_gone(pulse);
         let mut watches = self.watches.borrow_mut();
         match watches.get_mut(&pulse.slot) {
             Some(watch) => {
@@ -325,11 +331,7 @@ impl Volume {
     }
 
     pub(crate) fn journal_place(&self, cluster: BlockNo) -> Place {
-        Place {
-            volume: self.sb.volume,
-            cluster,
-            cluster_blocks: u64::from(self.sb.cluster_blocks),
-        }
+        Place { volume: self.sb.volume, cluster, cluster_blocks: u64::from(self.sb.cluster_blocks) }
     }
 
     /// Is this cluster, by its lock, the journal of this slot?

@@ -25,7 +25,7 @@ const LIVELY: Duration = Duration::from_millis(800);
 const COMMIT_AGE: Duration = Duration::from_millis(100);
 /// How long pending changes of a file may stay out of a transaction.
 const WRITE_BACK_AGE: Duration = Duration::from_millis(400);
-/// A service that hangs for longer keeps the host from pulsing (H23).
+/// A service that hangs for longer makes the host give itself up (H23).
 const HANG_MAX: Duration = Duration::from_secs(30);
 /// Cached blocks above which idle locks are released.
 const CACHE_MAX: usize = 60_000;
@@ -33,7 +33,7 @@ const CACHE_MAX: usize = 60_000;
 const SCAN: (u32, u64) = (64, 5);
 const SCAN_ALL: u64 = 60;
 
-/// Services whose hanging stops the pulse.
+/// Services whose hanging stops the host.
 #[derive(Clone, Copy)]
 enum Service {
     Commit = 0,
@@ -87,9 +87,19 @@ impl Volume {
         }
     }
 
-    fn service_is_well(&self) -> bool {
+    /// A host whose services hang must not look alive for ever: it gives itself up, so that others
+    /// may take over (H23). Time for which it is suspended does not count.
+    fn give_up_if_hung(&self) {
         let now = self.now();
-        self.busy_since.iter().all(|s| s.get().is_none_or(|since| now.since(since) < HANG_MAX))
+        for busy in &self.busy_since {
+            match busy.get() {
+                Some(_) if !self.io.is_open() => busy.set(Some(now)),
+                Some(since) if now.since(since) > HANG_MAX => {
+                    self.io.stop("a service of this host has been hanging for 30 s");
+                }
+                Some(_) | None => {}
+            }
+        }
     }
 
     fn begin_work(&self, service: Service) {
@@ -116,7 +126,8 @@ impl Volume {
             }
             if self.now() >= due {
                 due = self.now() + interval(self.sb.timing);
-                if flying.len() < PULSES_MAX && self.service_is_well() {
+                self.give_up_if_hung();
+                if flying.len() < PULSES_MAX {
                     flying.push(self.pulse());
                 }
             }
@@ -158,8 +169,7 @@ impl Volume {
             bytes
         };
         let disk = &self.io.env.disk;
-        let answer =
-            disk.compare_and_write(offset, pad(&expect), pad(&image), Instant::FAR).await;
+        let answer = disk.compare_and_write(offset, pad(&expect), pad(&image), Instant::FAR).await;
         let seen = if answer == Ok(Compared::Written) {
             None
         } else {
@@ -321,8 +331,8 @@ impl Volume {
             let freed = journal.write_record(&self.io, &self.cache).await?;
             self.end_work(Service::Commit);
             let mut alloc = self.alloc.borrow_mut();
-            for (start, len) in freed.into_iter().flatten() {
-                alloc.give_back(start, len);
+            for run in freed.into_iter().flatten() {
+                alloc.give_back_freed(run);
             }
         }
     }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use lunfs_format::{BlockNo, Cluster, Content, Descriptor, Node, Tree, Version};
 
-use crate::allocate::{Purpose, Reservation};
+use crate::allocate::{Freed, Purpose, Reservation};
 use crate::error::Result;
 use crate::journal::{Admission, Revoked};
 use crate::locks::{ReadGuard, WriteGuard};
@@ -166,11 +166,19 @@ impl<'v> Transaction<'v> {
         }
         for (index, header) in headers {
             let lock = self.volume.geometry().cluster_start(index);
-            self.changes.insert(lock.plus(1), Change { meta: Meta::Cluster(Rc::new(header)), lock });
+            self.changes
+                .insert(lock.plus(1), Change { meta: Meta::Cluster(Rc::new(header)), lock });
         }
         let blocks = self.publish();
         let revokes: Vec<Revoked> = self.gone.iter().map(|at| Revoked(*at)).collect();
-        let freed = direct.iter().map(|run| (run.start, run.len));
+        let freed: Vec<Freed> = {
+            let alloc = self.volume.alloc.borrow();
+            let freed = |run: &Run| {
+                let epoch = alloc.epoch_of(run.start);
+                Freed { start: run.start, len: run.len, epoch }
+            };
+            direct.iter().map(freed).collect()
+        };
         self.volume.journal().add(blocks, revokes, freed);
         for reservation in self.reservations.drain(..) {
             reservation.commit();
@@ -230,7 +238,12 @@ impl<'v> Transaction<'v> {
         bodies.remove(&lock).unwrap_or_else(|| self.volume.cached_descriptor(lock))
     }
 
-    async fn list_in(&mut self, lock: BlockNo, body: &mut Descriptor, orphan: Orphan) -> Result<()> {
+    async fn list_in(
+        &mut self,
+        lock: BlockNo,
+        body: &mut Descriptor,
+        orphan: Orphan,
+    ) -> Result<()> {
         let mut tree = content_tree(body);
         let mut store = self.tree(lock);
         tree::insert(&mut store, &mut tree, ORPHANS_INLINE, &orphan.key(), &[]).await?;

@@ -65,9 +65,7 @@ impl NodeStore for View<'_> {
     async fn node(&self, at: BlockNo) -> Result<Rc<Node>> {
         match &self.hold {
             Hold::Held { .. } => self.volume.node_of(self.id.addr, at).await,
-            Hold::Seen { .. } => {
-                Ok(Rc::new(self.volume.read_node(self.id.addr, at).await?.node))
-            }
+            Hold::Seen { .. } => Ok(Rc::new(self.volume.read_node(self.id.addr, at).await?.node)),
         }
     }
 }
@@ -86,8 +84,8 @@ impl Volume {
             return Err(Error::new(Kind::Corrupt, format!("a tree of {lock} points to {at}")));
         }
         let bytes = self.io.read(at, 1).await?;
-        let block = NodeBlock::decode(&bytes, self.sb.volume, at)
-            .map_err(|e| Error::corrupt(at, &e))?;
+        let block =
+            NodeBlock::decode(&bytes, self.sb.volume, at).map_err(|e| Error::corrupt(at, &e))?;
         if block.owner != lock {
             return Err(Error::new(
                 Kind::Corrupt,

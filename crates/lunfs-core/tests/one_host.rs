@@ -5,8 +5,8 @@ mod support;
 use std::rc::Rc;
 
 use lunfs_core::{
-    Fallocate, FileId, FormatOptions, Kind, RenameMode, Seek, SetAttr, StopReason, Volume, XattrMode,
-    format_volume,
+    Fallocate, FileId, FormatOptions, Kind, RenameMode, Seek, SetAttr, StopReason, Volume,
+    XattrMode, format_volume,
 };
 use lunfs_format::Timing;
 use support::{block_on, directory, env, file, mount, pattern};

@@ -300,11 +300,6 @@ impl Run<'_> {
             let rates = world.disk.rates();
             world.disk.set_rates(Rates::NONE);
             let host = chance.index(self.parameters.world.hosts);
-            // Keepers that were about to start a program when the power failed end it first.
-            world.run(world.executor.now() + 2 * self.parameters.restart_max, || false);
-            for owner in world.alive() {
-                world.kill(owner, Death::Crashed);
-            }
             world.run(world.executor.now() + SECOND, || false);
             recover_alone(world, host);
             if !self.is_over() {

@@ -13,7 +13,7 @@ pub mod setup;
 
 use std::rc::Rc;
 
-use lunfs_core::{Error, FileId, Kind, Volume};
+use lunfs_core::{Error, FileId, FileKind, Kind, New, Volume};
 
 use crate::chance::Chance;
 use crate::disk::faults::MILLISECOND;
@@ -50,6 +50,11 @@ pub struct Pace {
     pub think: u64,
     /// Percent of operations on what other hosts use too.
     pub across: u32,
+}
+
+/// A new file of this kind, with the usual permission bits.
+pub fn new_file(kind: FileKind) -> New {
+    naming::new(kind, &[])
 }
 
 /// What is left to do after an operation.

@@ -78,7 +78,12 @@ pub enum Decision {
 
 /// R7, for one image: `lock` as it is on disk now, `there` the version of the valid block in its
 /// place (`None`: not a valid metadata block of that address).
-pub fn decide(dead: Holder, image: &Image, lock: Option<&Lock>, there: Option<Version>) -> Decision {
+pub fn decide(
+    dead: Holder,
+    image: &Image,
+    lock: Option<&Lock>,
+    there: Option<Version>,
+) -> Decision {
     let covered = lock.is_some_and(|lock| {
         lock.mode == LockMode::Exclusive
             && lock.holder == Some(dead)
@@ -95,7 +100,12 @@ pub fn decide(dead: Holder, image: &Image, lock: Option<&Lock>, there: Option<Ve
 
 /// The header with which replay starts; `None`: the journal of this life is empty. When `live` is
 /// false the host was still joining and may have written no header yet.
-pub async fn header(io: &Io, place: Place, dead: Holder, live: bool) -> Result<Option<JournalHeader>> {
+pub async fn header(
+    io: &Io,
+    place: Place,
+    dead: Holder,
+    live: bool,
+) -> Result<Option<JournalHeader>> {
     let newest = newest_header(io, place).await?;
     match newest {
         None if live => Err(Error::new(

@@ -24,6 +24,7 @@ use lunfs_format::{
 };
 use tokio::sync::{Mutex, Notify};
 
+use crate::allocate::Freed;
 use crate::error::Result;
 use crate::io::Io;
 use crate::meta::Cache;
@@ -43,7 +44,7 @@ struct Compound {
     /// Blocks with the generation of the lock that covers each.
     blocks: BTreeMap<BlockNo, (BlockNo, Version)>,
     revokes: BTreeSet<BlockNo>,
-    freed: Vec<(BlockNo, u64)>,
+    freed: Vec<Freed>,
 }
 
 impl Compound {
@@ -63,7 +64,7 @@ struct Closed {
     heads: Vec<RecordHead>,
     images: Vec<(BlockNo, BlockNo, Rc<Block>)>,
     revokes: BTreeSet<BlockNo>,
-    freed: Vec<(BlockNo, u64)>,
+    freed: Vec<Freed>,
 }
 
 struct Ring {
@@ -130,7 +131,13 @@ impl Journal {
             ring_blocks: cluster_blocks - JOURNAL_RING,
             running: RefCell::default(),
             admitted: Cell::new(0),
-            ring: RefCell::new(Ring { sequence: 1, position: 0, previous: 0, used: 0, header_version }),
+            ring: RefCell::new(Ring {
+                sequence: 1,
+                position: 0,
+                previous: 0,
+                used: 0,
+                header_version,
+            }),
             dirty: RefCell::default(),
             closed: Cell::new(0),
             durable: Cell::new(0),
@@ -172,7 +179,7 @@ impl Journal {
         &self,
         blocks: impl IntoIterator<Item = (BlockNo, BlockNo, Version)>,
         revokes: impl IntoIterator<Item = Revoked>,
-        freed: impl IntoIterator<Item = (BlockNo, u64)>,
+        freed: impl IntoIterator<Item = Freed>,
     ) {
         let mut running = self.running.borrow_mut();
         for (at, lock, generation) in blocks {
@@ -295,7 +302,7 @@ impl Journal {
         &self,
         io: &Io,
         cache: &RefCell<Cache>,
-    ) -> Result<Option<Vec<(BlockNo, u64)>>> {
+    ) -> Result<Option<Vec<Freed>>> {
         let Some(closed) = self.close(cache) else { return Ok(None) };
         let mark = self.closed.get();
         let position = self.ring.borrow().position;

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use lunfs_core::env::{
-    Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life, Rng,
+    Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life,
+    Rng,
 };
 use lunfs_core::{FileKind, Identity, MountOptions, New, Volume};
 use lunfs_format::{Pulse, SlotNo, Timestamp};
