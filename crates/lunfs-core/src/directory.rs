@@ -493,6 +493,9 @@ impl Volume {
     }
 
     async fn rename_held(&self, step: &Rename<'_>) -> Result<()> {
+        if step.to.is_some() && step.mode == RenameMode::NoReplace {
+            return Err(Kind::Exists.into());
+        }
         if step.to == Some(step.from) {
             return Ok(());
         }
@@ -566,8 +569,7 @@ impl Rename<'_> {
         let Some(to) = to else { return Ok(()) };
         let to_dir = to.kind == lunfs_format::FileKind::Directory;
         match (self.mode, kind == FileKind::Directory, to_dir) {
-            (RenameMode::NoReplace, _, _) => Err(Kind::Exists.into()),
-            (RenameMode::Exchange, _, _) => Ok(()),
+            (RenameMode::NoReplace | RenameMode::Exchange, _, _) => Ok(()),
             (RenameMode::Replace, true, false) => Err(Kind::NotDirectory.into()),
             (RenameMode::Replace, false, true) => Err(Kind::IsDirectory.into()),
             (RenameMode::Replace, true, true) if to.size > 0 => Err(Kind::NotEmpty.into()),

@@ -12,13 +12,13 @@ use std::rc::Rc;
 
 use lunfs_format::{
     BlockNo, Cluster, Holder, JOURNAL_ORPHANS, Lock, LockMode, LockObject, Pulse, PulseState,
-    SlotNo, Stamp,
+    SlotNo, Stamp, Version,
 };
 
 use crate::allocate::Allocator;
 use crate::env::{Env, Instant};
 use crate::error::{Error, Kind, Result};
-use crate::format::{empty_directory, read_superblock};
+use crate::format::{empty_directory, lock_block, read_superblock};
 use crate::io::{Io, Settled};
 use crate::journal::Journal;
 use crate::journal::replay::newest_header;
@@ -138,11 +138,7 @@ impl Volume {
         let orphans = cluster.plus(JOURNAL_ORPHANS);
         if header.is_none() {
             // No header was ever written, so nothing was ever listed either.
-            let birth = self.me().incarnation.0;
-            let blocks = empty_directory(self.sb.volume, orphans, birth, self.wall(), self.nonce());
-            for (at, bytes) in blocks {
-                self.io.write(at, bytes, true).await?;
-            }
+            self.init_orphans(orphans).await?;
         }
         let directory = self.orphan_directory(cluster).await?.ok_or_else(|| {
             Error::new(Kind::Corrupt, format!("the orphan directory at {orphans} has no lock"))
@@ -160,6 +156,27 @@ impl Volume {
         let _ = self.journal_cell.set(Rc::new(journal));
         self.progress.set(1);
         self.say(Intent { state: PulseState::Live, journal: Some(cluster) }).await
+    }
+
+    /// Makes an empty orphan directory: its lock first, ours, then the body it covers.
+    async fn init_orphans(&self, at: BlockNo) -> Result<()> {
+        let birth = self.me().incarnation.0;
+        let blocks = empty_directory(self.sb.volume, at, birth, self.wall(), self.nonce());
+        let lock = Lock {
+            mode: LockMode::Exclusive,
+            object: LockObject::Descriptor,
+            holder: Some(self.me()),
+            generation: Version { birth, count: 1 },
+            nonce: self.nonce(),
+            stamp: Stamp::default(),
+            giver: None,
+            payload: 0,
+        };
+        self.io.write(at, lock_block(self.sb.volume, at, &lock), true).await?;
+        for (body, bytes) in blocks.into_iter().filter(|(block, _)| *block != at) {
+            self.io.write(body, bytes, true).await?;
+        }
+        Ok(())
     }
 
     /// Two hosts of one name that joined at once: the one in the higher slot goes.

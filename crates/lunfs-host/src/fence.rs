@@ -82,13 +82,13 @@ impl Fence for ImageFence {
         }
     }
 
+    /// Speaks for programs of this boot of this machine only: the core asks for no others. (A host of
+    /// another machine leaves no mark here.)
     fn life(&self, slot: SlotNo) -> Life {
-        match (self.inner.is_marked(slot), self.inner.source.kind()) {
-            (Ok(true), _) => Life::Present,
-            (Ok(false), SourceKind::Image) => Life::Gone,
-            // A host of another machine leaves no mark here.
-            (Ok(false), SourceKind::BlockDevice) => Life::Unknown,
-            (Err(e), _) => {
+        match self.inner.is_marked(slot) {
+            Ok(true) => Life::Present,
+            Ok(false) => Life::Gone,
+            Err(e) => {
                 tracing::warn!(event = "life_mark", %slot, "cannot look at the life mark: {e}");
                 Life::Unknown
             }

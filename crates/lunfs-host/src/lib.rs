@@ -7,6 +7,7 @@
 //! | `clock`, `rng` | time and chance |
 
 mod clock;
+pub mod control;
 pub mod disk;
 mod error;
 mod fence;
@@ -19,9 +20,14 @@ pub mod parent;
 mod rng;
 #[cfg(test)]
 mod scratch;
+mod session;
+mod users;
 
 pub use clock::{HostClock, boottime};
 pub use error::{HostError, Result};
 pub use fence::ImageFence;
 pub use identity::identity;
+pub use mount_table::Mount;
 pub use rng::{HostRng, random_bytes};
+pub use session::{Ending, serve_mount};
+pub use users::{User, users_of};

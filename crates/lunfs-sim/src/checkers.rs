@@ -18,8 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use lunfs_format::{
-    BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, PulseState, RECORD, SlotNo, Superblock,
-    VolumeId,
+    BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, PulseState, RECORD, SlotNo, Superblock, VolumeId,
 };
 
 use crate::clock::HostClock;

@@ -326,8 +326,14 @@ impl SharedDisk {
             let stall = |owner| stalled_until.get(&owner).copied().unwrap_or(0);
             let start = now.max(stall(op.owner)).max(stall(Owner::WORLD));
             let timing = plan::Timing { now, start, latency: *latency, rates: *rates };
-            let steps =
-                plan::plan(op.wanted.request, &op.untouched(), op.wanted.fua, fate, timing, &self.chance);
+            let steps = plan::plan(
+                op.wanted.request,
+                &op.untouched(),
+                op.wanted.fua,
+                fate,
+                timing,
+                &self.chance,
+            );
             op.steps = steps.len();
             steps
         };
@@ -446,7 +452,9 @@ impl SharedDisk {
                     (Ok(Outcome::Done), "flushed")
                 }
                 Request::Compare => match op.compared {
-                    Some(Compared::Written) => (Ok(Outcome::Compared(Compared::Written)), "written"),
+                    Some(Compared::Written) => {
+                        (Ok(Outcome::Compared(Compared::Written)), "written")
+                    }
                     Some(Compared::Miscompare) => {
                         (Ok(Outcome::Compared(Compared::Miscompare)), "miscompare")
                     }
@@ -484,7 +492,9 @@ impl SharedDisk {
             let mut inner = self.inner.borrow_mut();
             inner.triggers.remove(&owner);
             inner.stalled_until.remove(&owner);
-            inner.ops.retain(|_, op| op.owner != owner || (op.wanted.request.changes() && !op.held));
+            inner
+                .ops
+                .retain(|_, op| op.owner != owner || (op.wanted.request.changes() && !op.held));
             for (&number, op) in inner.ops.iter_mut().filter(|(_, op)| op.owner == owner) {
                 op.epoch += 1;
                 let now = self.executor.now();

@@ -53,13 +53,8 @@ pub async fn keep(world: Rc<World>, host: usize, keeping: Rc<Keeping>) {
         }
         let has_parent = world.chance.percent(keeping.parents.get());
         let (owner, program) = world.new_program(host);
-        let living = live(
-            Rc::clone(&world),
-            owner,
-            Rc::clone(&program),
-            has_parent,
-            Rc::clone(&keeping),
-        );
+        let living =
+            live(Rc::clone(&world), owner, Rc::clone(&program), has_parent, Rc::clone(&keeping));
         world.executor.spawn(owner, living);
         program.ended.wait().await;
         let death = program.death.get();

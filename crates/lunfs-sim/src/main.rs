@@ -149,7 +149,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    println!("{count} seeds, {} s of virtual time, {} events", seconds(totals.time).trim(), totals.events);
+    println!(
+        "{count} seeds, {} s of virtual time, {} events",
+        seconds(totals.time).trim(),
+        totals.events
+    );
     for (name, number) in totals.lines() {
         println!("{number:>12}  {}", name.replace('_', " "));
     }

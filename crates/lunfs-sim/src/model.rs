@@ -9,7 +9,7 @@ pub mod names;
 pub mod register;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use lunfs_core::FileId;
@@ -20,13 +20,33 @@ use file::{Change, FileModel, Pending, Span};
 use names::{Names, Tree};
 use register::{ChangeNo, Deaths, Register};
 
-/// The dead, with the ticks of their deaths.
+/// The dead, with the ticks of their deaths, and the looks that have not ended.
 #[derive(Debug, Default)]
-struct Dead(RefCell<BTreeMap<Owner, u64>>);
+struct Dead {
+    died: RefCell<BTreeMap<Owner, u64>>,
+    looks: RefCell<BTreeSet<u64>>,
+}
 
 impl Deaths for Dead {
     fn died(&self, program: Owner) -> Option<u64> {
-        self.0.borrow().get(&program).copied()
+        self.died.borrow().get(&program).copied()
+    }
+
+    fn oldest_look(&self) -> u64 {
+        self.looks.borrow().first().copied().unwrap_or(u64::MAX)
+    }
+}
+
+/// A look that has begun: over when dropped.
+pub struct Look {
+    model: Rc<Model>,
+    /// The tick at which it began.
+    pub from: u64,
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.model.dead.looks.borrow_mut().remove(&self.from);
     }
 }
 
@@ -36,6 +56,13 @@ pub struct PendingNames {
     worker: usize,
     mark: u64,
     shared: Vec<(String, ChangeNo)>,
+}
+
+impl PendingNames {
+    /// Its place among its worker's operations.
+    pub fn mark(&self) -> u64 {
+        self.mark
+    }
 }
 
 /// The reference model of one world.
@@ -73,6 +100,13 @@ impl Model {
         self.tick.get()
     }
 
+    /// Somebody begins to look at something.
+    pub fn look(self: &Rc<Self>) -> Look {
+        let from = self.tick();
+        self.dead.looks.borrow_mut().insert(from);
+        Look { model: Rc::clone(self), from }
+    }
+
     /// Bytes that were compared so far.
     pub fn bytes_checked(&self) -> u64 {
         self.bytes_checked.get()
@@ -93,7 +127,7 @@ impl Model {
     /// A program died: what it had not made durable may be lost.
     pub fn died(&self, program: Owner, workers: &[usize]) {
         let tick = self.tick();
-        self.dead.0.borrow_mut().insert(program, tick);
+        self.dead.died.borrow_mut().insert(program, tick);
         for &worker in workers {
             self.workers.borrow_mut()[worker].in_doubt = true;
         }
@@ -102,11 +136,17 @@ impl Model {
     /// A program made everything durable that it had acknowledged before `tick`.
     pub fn synced(&self, program: Owner, tick: u64, workers: &[usize]) {
         for file in self.files.borrow_mut().values_mut() {
-            file.harden(program, tick);
+            file.harden(program, tick, &self.dead);
         }
         for &worker in workers {
-            let mark = self.workers.borrow_mut()[worker].harden_before(tick);
-            self.harden_shared(program, mark, worker);
+            let mark = {
+                let names = &mut self.workers.borrow_mut()[worker];
+                // What an earlier program left and nobody has looked at yet may be lost already.
+                if names.in_doubt { None } else { Some(names.harden_before(tick)) }
+            };
+            if let Some(mark) = mark {
+                self.harden_shared(program, mark, worker);
+            }
         }
     }
 
@@ -116,7 +156,7 @@ impl Model {
             if !name.starts_with(&prefix) {
                 break;
             }
-            register.harden_mark(program, mark);
+            register.harden_mark(program, mark, &self.dead);
         }
     }
 
@@ -183,7 +223,7 @@ impl Model {
 
     /// What `by` did to the bytes of `number` before `tick` is durable.
     pub fn harden_bytes(&self, number: u64, by: Owner, tick: u64) {
-        self.with_file(number, |file| file.harden(by, tick));
+        self.with_file(number, |file| file.harden(by, tick, &self.dead));
     }
 
     /// A look that began at tick `from` and ends now found these bytes.

@@ -103,7 +103,12 @@ impl Parameters {
                 seed,
                 hosts: usize::try_from(hosts).unwrap_or(1),
                 workers: usize::try_from(workers).unwrap_or(1),
-                disk: DiskModel { unit, size: megabytes << 20, before, latency: Latency::draw(&chance) },
+                disk: DiskModel {
+                    unit,
+                    size: megabytes << 20,
+                    before,
+                    latency: Latency::draw(&chance),
+                },
                 verbose,
             },
             timing: if chance.percent(70) { Timing::FAST } else { Timing::CALM },
@@ -384,7 +389,8 @@ impl Run<'_> {
 pub fn format(world: &Rc<World>, timing: Timing) -> bool {
     let (owner, _) = world.new_program(0);
     let env = world.env(owner);
-    let options = FormatOptions { label: "simulated".to_owned(), timing, cluster_blocks: Some(1024) };
+    let options =
+        FormatOptions { label: "simulated".to_owned(), timing, cluster_blocks: Some(1024) };
     let formatting = async move { format_volume(&env, &options).await };
     let result = world.complete(owner, QUIET_BOUND, formatting);
     world.kill(owner, Death::Unmounted);

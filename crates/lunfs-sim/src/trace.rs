@@ -80,9 +80,10 @@ impl Trace {
             self.add(value);
         }
         for text in [event.what, event.outcome] {
-            self.add(text.bytes().fold(FNV_OFFSET, |sum, byte| {
-                (sum ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
-            }));
+            self.add(
+                text.bytes()
+                    .fold(FNV_OFFSET, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(FNV_PRIME)),
+            );
         }
         self.events.set(self.events.get() + 1);
         if self.verbose {

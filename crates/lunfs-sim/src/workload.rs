@@ -195,6 +195,10 @@ impl Worker {
         Next::Go
     }
 
+    fn say(&self, line: impl FnOnce() -> String) {
+        self.world.say(self.owner, line);
+    }
+
     fn done(&self) -> Next {
         self.world.meet(|met| met.operations += 1);
         Next::Go
@@ -230,11 +234,15 @@ impl Worker {
         touches: Vec<u64>,
         operation: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Next> {
+        let change = self.tree().difference(&tree);
         let pending: PendingNames =
             self.world.model.begin_names(self.index, tree, touches, self.owner);
+        let (worker, mark) = (self.index, pending.mark());
+        self.say(|| format!("worker {worker} calls {what} {mark}: {change}"));
         let _step = self.world.progress.begin(self.owner, what);
         match operation.await {
             Ok(value) => {
+                self.say(|| format!("worker {worker} did {what} {mark}"));
                 self.world.model.acknowledge_names(&pending);
                 Ok(value)
             }
@@ -254,9 +262,12 @@ impl Worker {
         operation: impl AsyncFnOnce(u64) -> Result<T, Error>,
     ) -> Next {
         let (pending, write) = self.world.model.begin_bytes(number, change, self.owner);
+        let worker = self.index;
+        self.say(|| format!("worker {worker} calls {what} {write} of file {number}: {change:?}"));
         let _step = self.world.progress.begin(self.owner, what);
         match operation(write).await {
             Ok(_) => {
+                self.say(|| format!("worker {worker} did {what} {write} of file {number}"));
                 self.world.model.acknowledge_bytes(number, &pending);
                 self.done()
             }
@@ -272,6 +283,7 @@ impl Worker {
         let _step = self.world.progress.begin(self.owner, "sync");
         match self.volume.sync().await {
             Ok(()) => {
+                self.say(|| format!("worker {} did sync", self.index));
                 let workers = self.world.workers_of(self.program.host);
                 self.world.model.synced(self.owner, tick, &workers);
                 self.done()

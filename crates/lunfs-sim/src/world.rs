@@ -141,8 +141,7 @@ impl World {
         let seed = options.seed;
         let executor = Executor::new(Chance::stream(seed, "executor"));
         let trace = Rc::new(Trace::new(options.verbose));
-        let disk =
-            SharedDisk::new(&executor, &trace, Chance::stream(seed, "disk"), options.disk);
+        let disk = SharedDisk::new(&executor, &trace, Chance::stream(seed, "disk"), options.disk);
         let findings = Findings::new(&executor);
         let model = Model::new(&findings, options.hosts * options.workers);
         let chance = Chance::stream(seed, "world");

@@ -14,6 +14,7 @@ mod logging;
 mod mount;
 mod place;
 mod reader;
+mod runtime;
 mod size;
 mod unmount;
 
@@ -63,6 +64,8 @@ impl std::fmt::Display for CouldNotRun {
         f.write_str("nothing was done")
     }
 }
+
+impl std::error::Error for CouldNotRun {}
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {

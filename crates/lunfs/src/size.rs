@@ -31,7 +31,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fitting = UNITS.iter().rev().find(|(_, shift)| self.0 >= 1 << shift);
         let Some((unit, shift)) = fitting else { return write!(f, "{} B", self.0) };
-        let tenths = u128::from(self.0) * 10 >> shift;
+        let tenths = (u128::from(self.0) * 10) >> shift;
         match tenths % 10 {
             0 => write!(f, "{} {unit}iB", tenths / 10),
             tenth => write!(f, "{}.{tenth} {unit}iB", tenths / 10),

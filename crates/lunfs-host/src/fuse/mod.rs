@@ -22,4 +22,5 @@ mod reply;
 mod server;
 mod translate;
 
+pub(crate) use mount::FILE_SYSTEM;
 pub use mount::{FuseMount, FuseOptions};

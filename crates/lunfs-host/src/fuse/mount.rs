@@ -54,7 +54,7 @@ impl FuseMount {
             Ok(ended) => Ok(FuseMount { mount: entry(&point)?, ended }),
             Err(e) => {
                 // Nobody would ever answer there.
-                drop(rustix::mount::unmount(&point, UnmountFlags::DETACH));
+                let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
                 Err(e)
             }
         }

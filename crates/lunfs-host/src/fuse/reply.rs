@@ -9,11 +9,10 @@ use fuser::{
 use lunfs_core::Space;
 
 use super::server::{Answer, Entry, Xattr};
+use super::translate::NAME_MAX;
 
 /// Nothing may be answered from the kernel's caches: another host may have changed it.
 const NO_TIME: Duration = Duration::ZERO;
-/// Longest name.
-const NAME_MAX: u32 = 255;
 /// Unit of `Space`.
 const BLOCK: u32 = 4096;
 
@@ -63,5 +62,5 @@ reply!(ReplyXattr, Xattr, |it, value| match value {
 });
 // Files have no number of their own to run out of.
 reply!(ReplyStatfs, Space, |it, space| {
-    it.statfs(space.total, space.free, space.free, 0, 0, BLOCK, NAME_MAX, BLOCK);
+    it.statfs(space.total, space.free, space.free, 0, 0, BLOCK, NAME_MAX as u32, BLOCK);
 });

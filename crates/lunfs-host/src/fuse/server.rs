@@ -11,7 +11,7 @@ use lunfs_core::{
 };
 
 use super::nodes::{Handles, Nodes};
-use super::translate::{MODE_BITS, OrErrno, file_attr, generation};
+use super::translate::{MODE_BITS, NAME_MAX, OrErrno, file_attr, generation};
 use crate::clock::HostClock;
 
 /// Result of an operation.
@@ -75,6 +75,10 @@ impl Server {
     // ---- names -------------------------------------------------------------------------------
 
     pub async fn lookup(&self, dir: u64, name: Vec<u8>) -> Answer<Entry> {
+        // The kernel asks for names of up to 1024 bytes or more; what cannot exist is not "not found".
+        if name.len() > NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
         let attr = self.volume.lookup(self.file(dir)?, &name).await.or_errno()?;
         Ok(self.entry(&attr))
     }
@@ -269,7 +273,7 @@ impl Server {
         match self.volume.seek(file, at, what).await {
             Ok(found) => i64::try_from(found).map_err(|_| Errno::EOVERFLOW),
             // Behind the end, or no data until there.
-            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Err(Errno::ENXIO),
+            Err(error) if error.kind == Kind::NotFound => Err(Errno::ENXIO),
             Err(error) => Err(error).or_errno(),
         }
     }

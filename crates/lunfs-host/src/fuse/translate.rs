@@ -9,6 +9,9 @@ use lunfs_format::Timestamp;
 /// Permission bits, set-id bits and the sticky bit.
 pub const MODE_BITS: u32 = 0o7777;
 
+/// Longest name in bytes.
+pub const NAME_MAX: usize = 255;
+
 /// The one place where errors of the core become numbers.
 pub fn errno(error: &Error) -> Errno {
     match error.kind {

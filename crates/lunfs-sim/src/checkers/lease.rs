@@ -117,11 +117,7 @@ impl Leases {
 }
 
 /// R4: what a program wrote may not land once its life of the slot is over.
-pub(super) fn landed(
-    landing: &Landing<'_>,
-    me: Option<Holder>,
-    view: &View,
-) -> Result<(), String> {
+pub(super) fn landed(landing: &Landing<'_>, me: Option<Holder>, view: &View) -> Result<(), String> {
     let Some(me) = me else { return Ok(()) };
     if let Place::Pulse(slot) = view.known.place(landing.at)
         && slot == me.slot

@@ -6,7 +6,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use lunfs_format::{BlockNo, Holder, Lock, LockMode, Pulse, PulseState, Version, kind, peek_header};
+use lunfs_format::{
+    BlockNo, Holder, Lock, LockMode, LockObject, Pulse, PulseState, SlotNo, Version, kind,
+    peek_header,
+};
 
 use super::{Place, View};
 use crate::disk::faults::Request;
@@ -64,7 +67,9 @@ impl OneWriter {
             };
         }
         if landing.request == Request::Compare {
-            return Err(format!("a compare-and-write at block {block} wrote something else than a lock"));
+            return Err(format!(
+                "a compare-and-write at block {block} wrote something else than a lock"
+            ));
         }
         let Some(me) = me else {
             return Err(format!("block {block} was written by a program that has no slot"));
@@ -116,16 +121,36 @@ fn peek_header_of(bytes: &[u8], view: &View) -> Result<BlockNo, ()> {
 
 /// May `me` write what `lock` covers?
 fn covered(block: BlockNo, lock: BlockNo, me: Holder, view: &View) -> Result<(), String> {
-    let Some(found) = view.lock(lock) else {
-        return Err(format!("R5: {me} writes block {block}, but there is no lock at {lock}"));
-    };
-    match found.holder {
-        Some(holder) if holder == me || view.recovers(me, holder) => Ok(()),
-        holder => Err(format!(
-            "R5: {me} writes block {block} under lock {lock}, which is {:?} of {holder:?}",
-            found.mode
-        )),
+    let found = view.lock(lock);
+    if let Some(holder) = found.and_then(|found| found.holder)
+        && (holder == me || view.recovers(me, holder))
+    {
+        return Ok(());
     }
+    if found.is_none_or(|found| found.mode == LockMode::Void) {
+        // Nothing is here yet: whoever may allocate the place may prepare it.
+        let cluster = view.known.geometry.cluster_of(block);
+        let cluster = cluster.map(|index| view.known.geometry.cluster_start(index));
+        if let Some(cluster) = cluster.and_then(|cluster| view.lock(cluster))
+            && may_use(&cluster, me, view)
+        {
+            return Ok(());
+        }
+    }
+    let state = found.map_or("no lock at all".to_owned(), |found| {
+        format!("{:?} of {:?}, generation {}", found.mode, found.holder, found.generation)
+    });
+    Err(format!("R5: {me} writes block {block} under lock {lock}, which is {state}"))
+}
+
+/// May `me` use what it likes of the cluster under this lock? It holds it, or it is its journal.
+fn may_use(cluster: &Lock, me: Holder, view: &View) -> bool {
+    if let Some(holder) = cluster.holder {
+        return holder == me || view.recovers(me, holder);
+    }
+    let slot = SlotNo(u32::try_from(cluster.payload).unwrap_or(u32::MAX));
+    let claimer = || view.pulse(slot).and_then(|pulse| pulse.claimer);
+    cluster.object == LockObject::Journal && (slot == me.slot || claimer() == Some(me))
 }
 
 /// May `me` change this lock so?
@@ -138,9 +163,7 @@ fn lock_changes(
 ) -> Result<(), String> {
     let fine = match (before.mode, before.holder) {
         (LockMode::Exclusive, Some(holder)) if holder == me => true,
-        (LockMode::Exclusive, Some(holder)) => {
-            view.is_stale(holder) || view.recovers(me, holder)
-        }
+        (LockMode::Exclusive, Some(holder)) => view.is_stale(holder) || view.recovers(me, holder),
         (LockMode::Free | LockMode::Void, _) => after.holder.is_none_or(|holder| holder == me),
         _ => true,
     };

@@ -79,8 +79,7 @@ pub fn plan(
     chance: &Chance,
 ) -> Vec<(u64, Step)> {
     let Timing { now, start, latency, rates } = timing;
-    let stall =
-        if chance.hits(rates.stall) { chance.between(SECOND / 10, 6 * SECOND) } else { 0 };
+    let stall = if chance.hits(rates.stall) { chance.between(SECOND / 10, 6 * SECOND) } else { 0 };
     // Of a stalled request the stall comes before it is done, or between that and its answer.
     let (before, after) = if chance.percent(50) { (stall, 0) } else { (0, stall) };
     let from = start + before;

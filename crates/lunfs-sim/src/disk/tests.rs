@@ -77,10 +77,8 @@ fn readers_see_writes_in_flight_torn_between_blocks_only() {
     for seed in 0..200 {
         let bench = Bench::new(seed);
         let (writer, reader) = (bench.handle(A), bench.handle(B));
-        let both = join(
-            writer.write(0, filled(1, 8), false, Instant::FAR),
-            reader.read(0, 8 * 512),
-        );
+        let both =
+            join(writer.write(0, filled(1, 8), false, Instant::FAR), reader.read(0, 8 * 512));
         let (_, found) = bench.run(A, both);
         let found = found.unwrap();
         for unit in found.chunks(512) {

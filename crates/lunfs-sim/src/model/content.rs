@@ -54,7 +54,8 @@ pub fn fill(file: u64, at: u64, len: usize, write: u64) -> Vec<u8> {
 
 /// The file that a tagged sector belongs to.
 pub fn tagged_file(bytes: &[u8]) -> Option<u64> {
-    let word = |index: usize| Some(u64::from_le_bytes(bytes.get(index * 8..)?.get(..8)?.try_into().ok()?));
+    let word =
+        |index: usize| Some(u64::from_le_bytes(bytes.get(index * 8..)?.get(..8)?.try_into().ok()?));
     (word(0)? == MAGIC).then(|| word(1)).flatten()
 }
 

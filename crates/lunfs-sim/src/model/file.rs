@@ -156,10 +156,10 @@ impl FileModel {
     }
 
     /// What `by` had acknowledged before `tick` is durable.
-    pub fn harden(&mut self, by: Owner, tick: u64) {
-        self.size.harden(by, tick);
+    pub fn harden(&mut self, by: Owner, tick: u64, deaths: &dyn Deaths) {
+        self.size.harden(by, tick, deaths);
         for register in self.blocks.values_mut() {
-            register.harden(by, tick);
+            register.harden(by, tick, deaths);
         }
     }
 
@@ -220,7 +220,9 @@ impl FileModel {
     ) -> Result<(), String> {
         let sizes: Vec<u64> =
             self.size.allowed(span.0, deaths).iter().map(|(_, size)| **size).collect();
-        let short = |size: &u64| usize::try_from(size.saturating_sub(at)).map_or(wanted, |left| left.min(wanted));
+        let short = |size: &u64| {
+            usize::try_from(size.saturating_sub(at)).map_or(wanted, |left| left.min(wanted))
+        };
         let lengths: Vec<usize> = sizes.iter().map(short).collect();
         let (low, high) = (lengths.iter().min(), lengths.iter().max());
         if low.is_some_and(|low| found >= *low) && high.is_some_and(|high| found <= *high) {

@@ -54,7 +54,10 @@ pub fn name(path: &str) -> &str {
 
 impl Tree {
     /// Names of a directory, without deeper ones.
-    pub fn children<'a>(&'a self, directory: &'a str) -> impl Iterator<Item = (&'a String, &'a Node)> {
+    pub fn children<'a>(
+        &'a self,
+        directory: &'a str,
+    ) -> impl Iterator<Item = (&'a String, &'a Node)> {
         self.nodes.iter().filter(move |(path, _)| parent(path) == directory)
     }
 

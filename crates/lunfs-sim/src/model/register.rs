@@ -13,10 +13,13 @@ use crate::executor::Owner;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChangeNo(u64);
 
-/// When a program died without having made everything durable; `None`: it lives or left cleanly.
+/// What a register must know of the world.
 pub trait Deaths {
-    /// The tick of its death.
+    /// The tick at which a program died without having made everything durable; `None`: it lives or
+    /// left cleanly.
     fn died(&self, program: Owner) -> Option<u64>;
+    /// The tick at which the oldest look began that has not ended.
+    fn oldest_look(&self) -> u64;
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ struct Change<V> {
     durable: bool,
     /// Orders it among the operations of its author.
     mark: u64,
+    /// Looks that begin at this tick or later cannot see it any more.
+    gone: Option<u64>,
 }
 
 impl<V> Change<V> {
@@ -62,6 +67,7 @@ impl<V: Clone + PartialEq> Register<V> {
             acknowledged: true,
             durable: true,
             mark: 0,
+            gone: None,
         };
         Register { next: 1, changes: vec![first] }
     }
@@ -85,6 +91,7 @@ impl<V: Clone + PartialEq> Register<V> {
             acknowledged: false,
             durable: false,
             mark,
+            gone: None,
         });
         ChangeNo(number)
     }
@@ -114,50 +121,59 @@ impl<V: Clone + PartialEq> Register<V> {
     }
 
     /// What `by` had acknowledged before `tick` is durable.
-    pub fn harden(&mut self, by: Owner, tick: u64) {
-        self.harden_if(|change| change.by == by && change.over.is_some_and(|over| over <= tick));
+    pub fn harden(&mut self, by: Owner, tick: u64, deaths: &dyn Deaths) {
+        let counts =
+            |change: &Change<V>| change.by == by && change.over.is_some_and(|over| over <= tick);
+        self.harden_if(counts, deaths);
     }
 
     /// What living programs other than `by` had acknowledged before `tick` is durable: the lock went
     /// from them to `by`, and a lock is given up only when all under it is durable (R6).
     pub fn hand_over(&mut self, by: Owner, tick: u64, deaths: &dyn Deaths) {
-        self.harden_if(|change| {
+        let counts = |change: &Change<V>| {
             change.by != by
                 && change.over.is_some_and(|over| over <= tick)
                 && deaths.died(change.by).is_none()
-        });
+        };
+        self.harden_if(counts, deaths);
     }
 
     /// What `by` did up to `mark` is durable.
-    pub fn harden_mark(&mut self, by: Owner, mark: u64) {
-        self.harden_if(|change| change.by == by && change.mark <= mark);
+    pub fn harden_mark(&mut self, by: Owner, mark: u64, deaths: &dyn Deaths) {
+        self.harden_if(|change| change.by == by && change.mark <= mark, deaths);
     }
 
-    fn harden_if(&mut self, counts: impl Fn(&Change<V>) -> bool) {
+    fn harden_if(&mut self, counts: impl Fn(&Change<V>) -> bool, deaths: &dyn Deaths) {
         for change in &mut self.changes {
             if change.acknowledged && counts(change) {
                 change.durable = true;
             }
         }
-        self.prune();
+        self.prune(deaths);
     }
 
     /// Forgets what no look can see any more.
-    fn prune(&mut self) {
+    fn prune(&mut self, deaths: &dyn Deaths) {
+        let oldest = deaths.oldest_look();
+        self.changes.retain(|change| change.gone.is_none_or(|gone| gone > oldest));
         let newest = self
             .changes
             .iter()
-            .filter(|change| change.durable && change.acknowledged)
+            .filter(|change| change.durable && change.gone.is_none())
+            .filter(|change| change.over.is_some_and(|over| over <= oldest))
             .map(|change| change.begun)
             .max();
         let Some(newest) = newest else { return };
-        self.changes.retain(|change| change.over.is_none_or(|over| over > newest));
+        self.changes.retain(|change| {
+            change.begun >= newest || change.over.is_none_or(|over| over > newest)
+        });
     }
 
     fn is_superseded(&self, change: &Change<V>, from: u64, deaths: &dyn Deaths) -> bool {
         let Some(over) = change.over(deaths) else { return false };
         self.changes.iter().any(|later| {
             later.begun >= over
+                && later.gone.is_none_or(|gone| gone > from)
                 && later.number != change.number
                 && later.over.is_some_and(|over| over <= from)
                 && later.is_sure(deaths)
@@ -168,6 +184,7 @@ impl<V: Clone + PartialEq> Register<V> {
     pub fn allowed(&self, from: u64, deaths: &dyn Deaths) -> Vec<(ChangeNo, &V)> {
         self.changes
             .iter()
+            .filter(|change| change.gone.is_none_or(|gone| gone > from))
             .filter(|change| !self.is_superseded(change, from, deaths))
             .map(|change| (ChangeNo(change.number), &change.value))
             .collect()
@@ -175,7 +192,8 @@ impl<V: Clone + PartialEq> Register<V> {
 
     /// Marks of the changes that hold `value`.
     pub fn marks(&self, value: &V) -> Vec<(Owner, u64)> {
-        let holding = self.changes.iter().filter(|change| change.value == *value);
+        let holding =
+            self.changes.iter().filter(|change| change.value == *value && change.gone.is_none());
         holding.map(|change| (change.by, change.mark)).collect()
     }
 
@@ -189,20 +207,17 @@ impl<V: Clone + PartialEq> Register<V> {
         (from, now): (u64, u64),
         deaths: &dyn Deaths,
     ) {
-        self.changes.retain(|change| {
-            seen.contains(&ChangeNo(change.number))
-                || change.over(deaths).is_none_or(|over| over > from)
-        });
         for change in &mut self.changes {
-            if seen.contains(&ChangeNo(change.number)) {
+            let is_seen = seen.contains(&ChangeNo(change.number));
+            if is_seen {
                 change.over = change.over.or(Some(now));
                 change.acknowledged = true;
                 change.durable |= change.by != observer;
+            } else if change.over(deaths).is_some_and(|over| over <= from) {
+                change.gone = change.gone.or(Some(now));
             }
         }
-        if seen.len() == 1 {
-            self.prune();
-        }
+        self.prune(deaths);
     }
 
     /// `observer` saw `value`, which no single change explains, while nothing changed. It is durable
@@ -214,11 +229,14 @@ impl<V: Clone + PartialEq> Register<V> {
         (tick, mark): (u64, u64),
         deaths: &dyn Deaths,
     ) {
-        let can_be_lost =
-            |change: &Change<V>| !change.durable && change.by == observer && deaths.died(observer).is_none();
+        let can_be_lost = |change: &Change<V>| {
+            !change.durable && change.by == observer && deaths.died(observer).is_none()
+        };
         let durable = !self.changes.iter().any(can_be_lost);
         if durable {
-            self.changes.clear();
+            for change in &mut self.changes {
+                change.gone = change.gone.or(Some(tick));
+            }
         }
         let number = self.next;
         self.next += 1;
@@ -231,12 +249,16 @@ impl<V: Clone + PartialEq> Register<V> {
             acknowledged: true,
             durable,
             mark,
+            gone: None,
         });
+        self.prune(deaths);
     }
 
     /// Was every change over before tick `from`?
     pub fn is_quiet(&self, from: u64, deaths: &dyn Deaths) -> bool {
-        self.changes.iter().all(|change| change.over(deaths).is_some_and(|over| over <= from))
+        self.changes.iter().all(|change| {
+            change.gone.is_some() || change.over(deaths).is_some_and(|over| over <= from)
+        })
     }
 
     /// Number of changes that are remembered.
@@ -257,6 +279,10 @@ mod tests {
     impl Deaths for Dead {
         fn died(&self, program: Owner) -> Option<u64> {
             self.0.filter(|(dead, _)| *dead == program).map(|(_, tick)| tick)
+        }
+
+        fn oldest_look(&self) -> u64 {
+            u64::MAX
         }
     }
 
@@ -284,7 +310,7 @@ mod tests {
             let change = register.begin(value, A, tick, 0);
             register.acknowledge(change, tick + 1);
             if value == 1 {
-                register.harden(A, tick + 2);
+                register.harden(A, tick + 2, &NOBODY);
             }
         }
         assert_eq!(seen(&register, 50, &NOBODY), [3]);

@@ -71,6 +71,7 @@ impl Worker {
         let _step = self.world.progress.begin(self.owner, "fsync");
         match self.volume.fsync(id).await {
             Ok(()) => {
+                self.say(|| format!("worker {} did fsync of file {number}", self.index));
                 self.world.model.harden_bytes(number, self.owner, tick);
                 self.done()
             }
@@ -86,7 +87,8 @@ impl Worker {
         };
         self.world.meet(|met| met.looks_across += 1);
         let wanted = self.chance.pick(&names).clone();
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
+        self.say(|| format!("worker {} looks up {wanted}", self.index));
         let step = self.world.progress.begin(self.owner, "lookup");
         let found: Option<Attr> = match self.volume.lookup(shared, wanted.as_bytes()).await {
             Ok(attr) => Some(attr),
@@ -96,10 +98,10 @@ impl Worker {
         };
         drop(step);
         let id = found.as_ref().map(|attr| attr.id);
-        let number = self.world.model.check_shared(&wanted, id, self.owner, from);
+        let number = self.world.model.check_shared(&wanted, id, self.owner, look.from);
         match (number, found) {
             (Some(number), Some(attr)) if attr.kind == FileKind::File => {
-                self.world.model.check_size(number, attr.size, self.owner, from);
+                self.world.model.check_size(number, attr.size, self.owner, look.from);
                 self.look_into(number, &attr).await
             }
             _ => self.done(),
@@ -109,7 +111,7 @@ impl Worker {
     async fn look_into(&self, number: u64, attr: &Attr) -> Next {
         let at = self.chance.below(attr.size + 1);
         let len = usize::try_from(self.chance.between(1, 64 * 1024)).unwrap_or(1);
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
         let step = self.world.progress.begin(self.owner, "read");
         let result = self.volume.read(attr.id, at, len).await;
         drop(step);
@@ -117,7 +119,7 @@ impl Worker {
             Ok(found) => {
                 // A file that lost its name meanwhile may be gone in part.
                 if !self.world.model.with_file(number, |file| file.is_going) {
-                    self.world.model.check_bytes(number, (at, len), &found, self.owner, from);
+                    self.world.model.check_bytes(number, (at, len), &found, self.owner, look.from);
                 }
                 self.done()
             }
@@ -176,7 +178,8 @@ impl Worker {
     async fn list_shared(&self) -> Next {
         let Some(shared) = self.places.shared else { return Next::Go };
         self.world.meet(|met| met.looks_across += 1);
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
+        self.say(|| format!("worker {} lists the shared directory", self.index));
         let entries = match self.entries(shared).await {
             Ok(entries) => entries,
             Err(error) => return self.trouble("readdir", &error),
@@ -185,7 +188,7 @@ impl Worker {
             let named = entries.iter().filter(|entry| text(&entry.name) == wanted);
             let ids: Vec<FileId> = named.map(|entry| entry.id).collect();
             // A name that is removed and made again while the pages are read may show twice.
-            self.world.model.check_shared(&wanted, ids.last().copied(), self.owner, from);
+            self.world.model.check_shared(&wanted, ids.last().copied(), self.owner, look.from);
         }
         let own = shared_prefix(self.index);
         let tree = self.tree();

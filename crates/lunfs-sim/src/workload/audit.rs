@@ -34,7 +34,9 @@ impl Picture {
     fn compare(&self, tree: &Tree, known: impl Fn(u64) -> Option<FileId>) -> Result<(), String> {
         let mut ids: BTreeMap<u64, FileId> = BTreeMap::new();
         for (path, node) in &tree.nodes {
-            let Some(found) = self.names.get(path) else { return Err(format!("{path} is missing")) };
+            let Some(found) = self.names.get(path) else {
+                return Err(format!("{path} is missing"));
+            };
             if found.kind != node.kind {
                 return Err(format!("{path} is {:?} instead of {:?}", found.kind, node.kind));
             }
@@ -50,7 +52,13 @@ impl Picture {
         }
     }
 
-    fn compare_node(&self, path: &str, node: &Node, found: &Found, tree: &Tree) -> Result<(), String> {
+    fn compare_node(
+        &self,
+        path: &str,
+        node: &Node,
+        found: &Found,
+        tree: &Tree,
+    ) -> Result<(), String> {
         let usual = if node.kind == NodeKind::Directory { MODE_DIRECTORY } else { MODE_FILE };
         let mode = tree.modes.get(&node.number).copied().unwrap_or(usual);
         if !matches!(node.kind, NodeKind::Symlink(_)) && found.mode & 0o7777 != mode {
@@ -101,15 +109,15 @@ impl Worker {
         let model = &self.world.model;
         let candidates = model.with_names(self.index, |names| names.candidates());
         let known = |number| model.id(number);
-        let matching =
-            candidates.iter().position(|(_, tree)| picture.compare(tree, known).is_ok());
+        let matching = candidates.iter().position(|(_, tree)| picture.compare(tree, known).is_ok());
         let Some(place) = matching else {
             let reasons: Vec<String> = candidates
                 .iter()
                 .filter_map(|(mark, tree)| Some((mark, picture.compare(tree, known).err()?)))
                 .map(|(mark, why)| format!("{mark}: {why}"))
                 .collect();
-            let text = format!("names of worker {} are in no possible state: {reasons:?}", self.index);
+            let text =
+                format!("names of worker {} are in no possible state: {reasons:?}", self.index);
             self.world.findings.add(self.owner, text);
             return Next::Go;
         };

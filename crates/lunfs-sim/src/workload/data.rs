@@ -61,13 +61,14 @@ impl Worker {
     }
 
     pub(super) async fn read_range(&self, number: u64, id: FileId, at: u64, len: usize) -> Next {
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
+        self.say(|| format!("worker {} reads {len} bytes at {at} of file {number}", self.index));
         let step = self.world.progress.begin(self.owner, "read");
         let result = self.volume.read(id, at, len).await;
         drop(step);
         match result {
             Ok(found) => {
-                self.world.model.check_bytes(number, (at, len), &found, self.owner, from);
+                self.world.model.check_bytes(number, (at, len), &found, self.owner, look.from);
                 self.done()
             }
             Err(error) => self.trouble("read", &error),
@@ -76,33 +77,33 @@ impl Worker {
 
     /// Reads all of a file: afterwards there is no doubt about it.
     pub(super) async fn read_whole(&self, number: u64, id: FileId) -> Next {
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
         let step = self.world.progress.begin(self.owner, "getattr");
         let attr = match self.volume.getattr(id).await {
             Ok(attr) => attr,
             Err(error) => return self.trouble("getattr", &error),
         };
         drop(step);
-        if !self.world.model.check_size(number, attr.size, self.owner, from) {
+        if !self.world.model.check_size(number, attr.size, self.owner, look.from) {
             return Next::Go;
         }
         let whole = 64 * BLOCK;
         let (mut at, mut tail) = (0, Vec::new());
         while at < attr.size {
-            let looked = self.world.model.tick();
+            let look = self.world.model.look();
             let step = self.world.progress.begin(self.owner, "read");
             let found = match self.volume.read(id, at, whole).await {
                 Ok(found) => found,
                 Err(error) => return self.trouble("read", &error),
             };
             drop(step);
-            if !self.world.model.check_bytes(number, (at, whole), &found, self.owner, looked) {
+            if !self.world.model.check_bytes(number, (at, whole), &found, self.owner, look.from) {
                 return Next::Go;
             }
             tail = found[found.len() / BLOCK * BLOCK..].to_vec();
             at += whole as u64;
         }
-        self.world.model.settle_file(number, attr.size, &tail, self.owner, from);
+        self.world.model.settle_file(number, attr.size, &tail, self.owner, look.from);
         self.done()
     }
 
@@ -111,6 +112,7 @@ impl Worker {
         let _step = self.world.progress.begin(self.owner, "fsync");
         match self.volume.fsync(id).await {
             Ok(()) => {
+                self.say(|| format!("worker {} did fsync of file {number}", self.index));
                 self.world.model.harden_bytes(number, self.owner, tick);
                 self.world.model.harden_names(self.index, number, self.owner);
                 self.done()

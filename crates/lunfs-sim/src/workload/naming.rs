@@ -55,8 +55,7 @@ impl Worker {
             return self.refused("create of an existing name", &[Kind::Exists], creating).await;
         }
         let model = &self.world.model;
-        let number =
-            if kind == FileKind::File { model.new_file() } else { model.new_number() };
+        let number = if kind == FileKind::File { model.new_file() } else { model.new_number() };
         tree.nodes.insert(path, Node { number, kind: node_kind });
         match self.naming("create", tree, vec![number], creating).await {
             Ok(attr) => {
@@ -155,7 +154,7 @@ impl Worker {
     async fn look_at_node(&self) -> Next {
         let Some((path, node)) = self.pick_node(|_| true) else { return Next::Go };
         let Some(dir) = self.id_at(parent(&path)) else { return Next::Go };
-        let from = self.world.model.tick();
+        let look = self.world.model.look();
         let step = self.world.progress.begin(self.owner, "lookup");
         let attr = match self.volume.lookup(dir, name(&path).as_bytes()).await {
             Ok(attr) => attr,
@@ -167,7 +166,7 @@ impl Worker {
         match &node.kind {
             NodeKind::File => {
                 self.expect(&path, "links", attr.nlink as usize, tree.links(node.number));
-                self.world.model.check_size(node.number, attr.size, self.owner, from);
+                self.world.model.check_size(node.number, attr.size, self.owner, look.from);
             }
             NodeKind::Directory => {
                 let children: Vec<&Node> = tree.children(&path).map(|(_, node)| node).collect();
@@ -196,7 +195,8 @@ impl Worker {
     ) {
         if found != wanted {
             let index = self.index;
-            let text = format!("{what} of {path} of worker {index}: {found:?} instead of {wanted:?}");
+            let text =
+                format!("{what} of {path} of worker {index}: {found:?} instead of {wanted:?}");
             self.world.findings.add(self.owner, text);
         }
     }
@@ -209,6 +209,7 @@ impl Worker {
         let _step = self.world.progress.begin(self.owner, "fsync");
         match self.volume.fsync(id).await {
             Ok(()) => {
+                self.say(|| format!("worker {} did fsync of {}", self.index, node.number));
                 self.world.model.harden_names(self.index, node.number, self.owner);
                 self.done()
             }

@@ -2,8 +2,8 @@
 
 use lunfs_core::{FileKind, Result, SetAttr, Volume};
 
-use super::naming::new;
 use super::Places;
+use super::naming::new;
 use crate::executor::Owner;
 use crate::model::file::Change;
 use crate::world::World;
@@ -57,4 +57,3 @@ pub async fn set_up(
     world.model.synced(owner, tick, &[]);
     Ok(places)
 }
-

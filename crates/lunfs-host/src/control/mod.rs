@@ -1,0 +1,66 @@
+//! The control socket: how `lunfs info`, `locks`, `unmount` reach the program that serves a mount.
+//!
+//! One request and one answer, each a line of JSON. The socket is
+//! `/run/lunfs/<major>-<minor>.sock`, named by the device number of the mounted file system, which the
+//! mount table tells even when the server is dead.
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{call, find_mount};
+pub use server::{About, Control, Unmount};
+
+/// Where the sockets are; only root may enter.
+const DIRECTORY: &str = "/run/lunfs";
+
+/// What a mounted volume can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// What is mounted, how, and how it is doing.
+    Info,
+    /// Slots that are in use.
+    Hosts,
+    /// Locks this host holds.
+    Locks {
+        /// Only those of this file, a path below the mount point.
+        #[serde(default)]
+        path: Option<String>,
+    },
+    /// Unmount and end.
+    Unmount {
+        /// Even if it is busy.
+        #[serde(default)]
+        force: bool,
+        /// With `force`: how long to wait for its users first.
+        #[serde(default)]
+        deadline_ms: u64,
+    },
+    /// Numbers of events since the mount.
+    Counters,
+    /// Make everything durable.
+    Sync,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// It was done; what was asked for.
+    Ok(serde_json::Value),
+    /// It was not done; why, and what to do.
+    Error(String),
+}
+
+/// The socket of the file system with this device number.
+fn socket_path(device: (u32, u32)) -> PathBuf {
+    PathBuf::from(format!("{DIRECTORY}/{}-{}.sock", device.0, device.1))
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,269 @@
+//! The answering side, on the core's thread.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use lunfs_core::{FileId, HostStatus, LockStatus, StopReason, Volume};
+use lunfs_format::{BlockNo, SlotNo};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task;
+
+use super::{DIRECTORY, Request, Response, socket_path};
+use crate::error::{HostError, Result};
+use crate::mount_table::Mount;
+
+/// Longest request line.
+const REQUEST_MAX: u64 = 64 << 10;
+/// How long a connection may take to ask.
+const ASK_MAX: Duration = Duration::from_secs(10);
+
+/// What `info` says besides what the volume knows.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Name of this host.
+    pub name: String,
+    /// The source, as given.
+    pub source: String,
+    /// How other hosts make sure that this one is gone.
+    pub fence: &'static str,
+    /// The kernel refuses changes.
+    pub read_only: bool,
+}
+
+/// A request to unmount. Answering it ends the caller's wait; afterwards `told` ends when the answer
+/// has been sent.
+pub struct Unmount {
+    /// Even if it is busy.
+    pub force: bool,
+    /// With `force`: how long to wait for its users first.
+    pub deadline: Duration,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Response>,
+    /// Ends when the answer was sent or cannot be.
+    pub told: oneshot::Receiver<()>,
+}
+
+/// The listening socket; removed when dropped.
+pub struct Control {
+    path: PathBuf,
+    accepting: task::JoinHandle<()>,
+}
+
+struct Served {
+    volume: Rc<Volume>,
+    about: About,
+    mount: Mount,
+    unmounts: mpsc::UnboundedSender<Unmount>,
+}
+
+impl Control {
+    /// Listens for requests about `mount`; must be called inside a `LocalSet`. Requests to unmount
+    /// come out of the receiver.
+    pub fn start(
+        volume: &Rc<Volume>,
+        about: About,
+        mount: &Mount,
+    ) -> Result<(Control, mpsc::UnboundedReceiver<Unmount>)> {
+        let path = socket_path(mount.device);
+        let listener = listen(&path)?;
+        let (unmounts, wanted) = mpsc::unbounded_channel();
+        let volume = Rc::clone(volume);
+        let served = Rc::new(Served { volume, about, mount: mount.clone(), unmounts });
+        let accepting = task::spawn_local(accept(listener, served));
+        Ok((Control { path, accepting }, wanted))
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        if let Err(e) = fs::remove_file(&self.path) {
+            tracing::warn!(event = "control", "{} stays behind: {e}", self.path.display());
+        }
+    }
+}
+
+fn listen(path: &PathBuf) -> Result<UnixListener> {
+    let failed = |e| HostError::io(format!("cannot listen on {}", path.display()), e);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY).map_err(failed)?;
+    // The number belongs to our mount now: what is there is left over from a dead program.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, served: Rc<Served>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let served = Rc::clone(&served);
+                task::spawn_local(async move {
+                    if let Err(e) = converse(stream, &served).await {
+                        tracing::debug!(event = "control", "a caller went away: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                // Out of descriptors, for example: others may end soon.
+                tracing::warn!(event = "control", "cannot accept a caller: {e}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, served: &Served) -> std::io::Result<()> {
+    let mut line = String::new();
+    let mut reader = BufReader::new((&mut stream).take(REQUEST_MAX));
+    tokio::time::timeout(ASK_MAX, reader.read_line(&mut line)).await??;
+    let (response, _told) = match serde_json::from_str(&line) {
+        Ok(request) => served.answer(request).await,
+        Err(e) => (Response::Error(format!("this is no request: {e}")), None),
+    };
+    let mut answer = serde_json::to_vec(&response).expect("a response is plain data");
+    answer.push(b'\n');
+    stream.write_all(&answer).await
+}
+
+impl Served {
+    /// The second value is dropped when the response has been sent.
+    async fn answer(&self, request: Request) -> (Response, Option<oneshot::Sender<()>>) {
+        let outcome = match request {
+            Request::Info => self.info().await,
+            Request::Hosts => self.hosts().await,
+            Request::Locks { path } => self.locks(path.as_deref()).await,
+            Request::Counters => Ok(self.counters()),
+            Request::Sync => self.volume.sync().await.map(|()| Value::Null),
+            Request::Unmount { force, deadline_ms } => {
+                return self.unmount(force, Duration::from_millis(deadline_ms)).await;
+            }
+        };
+        let response = match outcome {
+            Ok(value) => Response::Ok(value),
+            Err(e) => Response::Error(e.to_string()),
+        };
+        (response, None)
+    }
+
+    async fn unmount(
+        &self,
+        force: bool,
+        deadline: Duration,
+    ) -> (Response, Option<oneshot::Sender<()>>) {
+        let (answer, answered) = oneshot::channel();
+        let (sent, told) = oneshot::channel();
+        // If nobody takes it, we are ending already, and `answered` says so.
+        drop(self.unmounts.send(Unmount { force, deadline, answer, told }));
+        let ending = || Response::Error("this mount is ending already".into());
+        (answered.await.unwrap_or_else(|_| ending()), Some(sent))
+    }
+
+    async fn info(&self) -> lunfs_core::Result<Value> {
+        let (volume, about) = (&self.volume, &self.about);
+        let superblock = volume.superblock();
+        let stopped = volume.stopped().map(|reason| match reason {
+            StopReason::Unmounted => "unmounted".to_owned(),
+            StopReason::Stopped(why) => why,
+        });
+        // A suspended host cannot ask for the space; the rest is worth saying nevertheless.
+        let space = tokio::time::timeout(Duration::from_secs(1), volume.space()).await;
+        let space = space.ok().and_then(|space| space.ok());
+        Ok(json!({
+            "label": superblock.label,
+            "volume": superblock.volume.to_string(),
+            "source": about.source,
+            "mountpoint": self.mount.point.display().to_string(),
+            "device": format!("{}:{}", self.mount.device.0, self.mount.device.1),
+            "name": about.name,
+            "slot": volume.slot().0,
+            "pid": std::process::id(),
+            "read_only": about.read_only,
+            "fence": about.fence,
+            "stopped": stopped,
+            "logical_block": superblock.logical_block,
+            "volume_blocks": superblock.volume_blocks,
+            "cluster_blocks": superblock.cluster_blocks,
+            "pulse_ms": superblock.timing.pulse_ms,
+            "lease_ms": superblock.timing.lease_ms,
+            "claim_ms": superblock.timing.claim_ms,
+            "blocks_total": space.map(|space| space.total),
+            "blocks_free": space.map(|space| space.free),
+        }))
+    }
+
+    async fn hosts(&self) -> lunfs_core::Result<Value> {
+        Ok(self.volume.hosts().await?.iter().map(host).collect())
+    }
+
+    async fn locks(&self, path: Option<&str>) -> lunfs_core::Result<Value> {
+        let wanted = match path {
+            Some(path) => Some(self.find(path).await?.addr),
+            None => None,
+        };
+        let is_wanted = |lock: &LockStatus| wanted.is_none_or(|addr: BlockNo| addr == lock.addr);
+        let mut locks = self.volume.locks();
+        locks.retain(is_wanted);
+        Ok(locks.iter().map(lock).collect())
+    }
+
+    fn counters(&self) -> Value {
+        let list = self.volume.counters().list();
+        list.into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect()
+    }
+
+    /// Walks a path below the mount point; links are not followed.
+    async fn find(&self, path: &str) -> lunfs_core::Result<FileId> {
+        let mut file = self.volume.root();
+        for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
+            file = self.volume.lookup(file, name.as_bytes()).await?.id;
+        }
+        Ok(file)
+    }
+}
+
+fn host(status: &HostStatus) -> Value {
+    let SlotNo(slot) = status.slot;
+    let Some(pulse) = &status.pulse else {
+        return json!({ "slot": slot, "state": "corrupt", "is_self": status.is_self });
+    };
+    json!({
+        "slot": slot,
+        "state": format!("{:?}", pulse.state).to_lowercase(),
+        "is_self": status.is_self,
+        "name": pulse.name,
+        "incarnation": pulse.incarnation.0,
+        "counter": pulse.counter,
+        "progress": pulse.progress,
+        "pid": pulse.pid,
+        "boot": hex(&pulse.boot),
+        "machine": hex(&pulse.machine),
+        "has_parent": pulse.has_parent,
+        "claimer": pulse.claimer.map(|holder| holder.to_string()),
+        "claim_attempts": pulse.claim_attempts,
+        "claim_failure": format!("{:?}", pulse.claim_failure).to_lowercase(),
+        "silence_ms": status.silence_ms,
+    })
+}
+
+fn lock(status: &LockStatus) -> Value {
+    json!({
+        "address": status.addr.0,
+        "mode": format!("{:?}", status.mode).to_lowercase(),
+        "holder": status.holder.map(|holder| holder.to_string()),
+        "generation": status.generation.to_string(),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

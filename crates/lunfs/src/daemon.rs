@@ -1,0 +1,104 @@
+//! `lunfs daemon`: serves a mount. Its parent (mount.rs) starts it and reads two lines from it:
+//! which slot is ours, and that files can be used.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use anyhow::Result;
+use clap::Args;
+use lunfs_core::{MountOptions, Volume};
+use lunfs_host::control::About;
+use lunfs_host::disk::{Access, UringDisk};
+use lunfs_host::fuse::FuseOptions;
+use lunfs_host::parent::{Announcement, announce};
+use lunfs_host::{Ending, identity, serve_mount};
+
+use crate::{logging, mount, runtime};
+
+/// Threads that take requests from the kernel; the core has one.
+const FUSE_THREADS: usize = 2;
+
+/// As `lunfs mount`, with everything decided.
+#[derive(Args)]
+pub struct Options {
+    source: PathBuf,
+    dir: PathBuf,
+    #[arg(long)]
+    host: String,
+    #[arg(long)]
+    log: PathBuf,
+    #[arg(long)]
+    read_only: bool,
+    /// Leave the terminal once files can be used
+    #[arg(long)]
+    detached: bool,
+}
+
+/// Serves until the mount ends. Its exit code tells the parent: 0 is a clean end.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    logging::start(&options.log, !options.detached)?;
+    let ending = runtime::block_on(serve(options));
+    match ending {
+        Ok(Ending::Unmounted) => Ok(ExitCode::SUCCESS),
+        Ok(Ending::Stopped(why)) => {
+            tracing::error!(event = "stopped", why, "this mount is dead; other hosts take over");
+            // At once: nothing may be written any more, not even by what destructors do.
+            std::process::exit(1);
+        }
+        Err(error) => {
+            tracing::error!(event = "failed", why = format!("{error:#}"), "the daemon ends");
+            Err(error)
+        }
+    }
+}
+
+async fn serve(options: &Options) -> Result<Ending> {
+    let identity = identity(true)?;
+    let disk = UringDisk::open(&options.source, Access::ReadWrite)?;
+    let env = runtime::env(disk, &identity);
+    let fence = env.fence.method();
+    let how = MountOptions {
+        name: options.host.clone(),
+        read_only: options.read_only,
+        identity: identity.clone(),
+    };
+    let volume = Volume::mount(env, how).await?;
+    announce(std::io::stdout(), &announcement(&volume, identity.run))?;
+    let source = options.source.display().to_string();
+    let fuse = FuseOptions {
+        mountpoint: options.dir.clone(),
+        source: source.clone(),
+        read_only: options.read_only,
+        threads: FUSE_THREADS,
+    };
+    let about = About { name: options.host.clone(), source, fence, read_only: options.read_only };
+    let ready = |mount: &lunfs_host::Mount| tell_ready(options, &mount.point);
+    Ok(serve_mount(volume, &fuse, about, ready).await?)
+}
+
+fn announcement(volume: &Rc<Volume>, run: [u8; 16]) -> Announcement {
+    let me = volume.me();
+    Announcement {
+        volume: volume.superblock().volume.0,
+        slot: me.slot.0,
+        incarnation: me.incarnation.0,
+        run,
+    }
+}
+
+fn tell_ready(options: &Options, point: &Path) {
+    tracing::info!(
+        event = "mounted",
+        source = %options.source.display(),
+        dir = %point.display(),
+        host = options.host,
+        "files can be used"
+    );
+    println!("{}", mount::READY);
+    if options.detached
+        && let Err(error) = mount::leave_terminal()
+    {
+        tracing::warn!(event = "terminal", %error, "the terminal stays open");
+    }
+}

@@ -1,0 +1,34 @@
+//! What a command was pointed at: a source, or a mount.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use lunfs_host::Mount;
+use lunfs_host::control;
+
+/// A source that may or may not be mounted, or a mount.
+pub enum Place {
+    /// An image file or a block device.
+    Source(PathBuf),
+    /// A mounted volume.
+    Mount(Mount),
+}
+
+impl Place {
+    /// Files and block devices are sources, everything else must be a mount.
+    pub fn of(path: &Path) -> Result<Place> {
+        let is_source = fs::metadata(path)
+            .is_ok_and(|about| about.is_file() || about.file_type().is_block_device());
+        if is_source {
+            return Ok(Place::Source(source(path)?));
+        }
+        Ok(Place::Mount(control::find_mount(path)?))
+    }
+}
+
+/// A source by its one name, without links: hosts and tools must mean the same.
+pub fn source(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))
+}

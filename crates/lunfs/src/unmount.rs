@@ -1,0 +1,76 @@
+//! `lunfs unmount`: a clean end, or the removal of what a dead host left mounted.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use lunfs_host::Mount;
+use lunfs_host::control::{self, Request};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+/// Which mount, and how patiently.
+#[derive(Args)]
+pub struct Options {
+    /// Mount point
+    dir: PathBuf,
+    /// Unmount even if programs use it, after the deadline
+    #[arg(long)]
+    force: bool,
+    /// With --force: how long its users may take, as in 10s or 500ms
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    deadline: Duration,
+}
+
+/// Unmounts; a mount whose daemon is dead is removed from the kernel.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let mount = control::find_mount(&options.dir)?;
+    if is_dead(&mount.point) {
+        return remove(&mount);
+    }
+    let deadline_ms = u64::try_from(options.deadline.as_millis()).unwrap_or(u64::MAX);
+    control::call(&options.dir, &Request::Unmount { force: options.force, deadline_ms })?;
+    println!("unmounted {}", mount.point.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the kernel knows that nobody serves the mount any more.
+fn is_dead(point: &Path) -> bool {
+    matches!(rustix::fs::statfs(point), Err(Errno::NOTCONN))
+}
+
+fn remove(mount: &Mount) -> Result<ExitCode> {
+    let point = mount.point.display();
+    rustix::mount::unmount(&mount.point, UnmountFlags::DETACH)
+        .with_context(|| format!("cannot remove the dead mount at {point}"))?;
+    println!("removed the dead mount at {point}; all that was made durable is on the volume");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().context("a time is a number and ms, s or m")?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        unit => anyhow::bail!("{unit} is no unit; a time is a number and ms, s or m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("10s").ok(), Some(Duration::from_secs(10)));
+        assert_eq!(duration("500ms").ok(), Some(Duration::from_millis(500)));
+        assert_eq!(duration("2m").ok(), Some(Duration::from_secs(120)));
+        assert_eq!(duration("7").ok(), Some(Duration::from_secs(7)));
+        assert!(duration("7h").is_err());
+        assert!(duration("soon").is_err());
+    }
+}
