@@ -219,3 +219,152 @@ pub fn last_word(found: &Pulse, run: [u8; 16], nonce: u64) -> Option<Pulse> {
         word
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use lunfs_format::{Holder, Incarnation, SlotNo};
+
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant(ms * 1_000_000)
+    }
+
+    fn live() -> Pulse {
+        let mut pulse = Pulse::free(SlotNo(3), Incarnation(7), 1);
+        pulse.state = PulseState::Live;
+        pulse.timing = Timing::FAST;
+        pulse.run = [9; 16];
+        pulse.counter = 5;
+        pulse
+    }
+
+    fn attempt(live: &mut Liveness, ms: u64, nonce: u64) -> Pulse {
+        live.attempt(at(ms), nonce, |_| ()).1
+    }
+
+    #[test]
+    fn the_lease_counts_from_the_submission_not_from_the_answer() {
+        let mut us = Liveness::new(live());
+        let image = attempt(&mut us, 1000, 2);
+        assert_eq!(us.written(&image), Some(at(5000)));
+    }
+
+    /// H6: the answer of the first attempt is lost, the second one miscompares, and the slot holds the
+    /// first one's image: an observer saw it when it landed, so the lease must not count from the
+    /// second.
+    #[test]
+    fn a_lost_answer_counts_from_the_attempt_that_is_found() {
+        let mut us = Liveness::new(live());
+        let first = attempt(&mut us, 0, 2);
+        attempt(&mut us, 8000, 3);
+        assert_eq!(us.found(&first), Found::Ours(at(4000)));
+        assert_eq!(us.in_doubt(), 0);
+    }
+
+    #[test]
+    fn every_attempt_compares_with_the_last_confirmed_image() {
+        let mut us = Liveness::new(live());
+        let (expect, first) = us.attempt(at(0), 2, |_| ());
+        let (again, _) = us.attempt(at(1000), 3, |_| ());
+        assert_eq!(expect, again);
+        us.written(&first);
+        let (now, _) = us.attempt(at(2000), 4, |_| ());
+        assert_eq!(now, first);
+    }
+
+    /// H5: the array was rolled back to an hour ago under a running host.
+    #[test]
+    fn an_older_image_of_ours_means_that_the_device_went_back_in_time() {
+        let old = live();
+        let mut us = Liveness::new(old.clone());
+        let next = attempt(&mut us, 0, 2);
+        us.written(&next);
+        attempt(&mut us, 1000, 3);
+        assert_eq!(us.found(&old), Found::BackInTime);
+    }
+
+    #[test]
+    fn a_claimed_slot_is_foreign() {
+        let mut us = Liveness::new(live());
+        let mut claimed = live();
+        claimed.state = PulseState::Claimed;
+        claimed.claimer = Some(Holder { slot: SlotNo(1), incarnation: Incarnation(2) });
+        assert!(matches!(us.found(&claimed), Found::Foreign(_)));
+    }
+
+    #[test]
+    fn a_late_answer_of_a_pulse_that_was_overtaken_means_nothing() {
+        let mut us = Liveness::new(live());
+        let first = attempt(&mut us, 0, 2);
+        us.found(&first);
+        assert_eq!(us.written(&first), None);
+    }
+
+    fn watched(seconds: u64) -> Observation {
+        let mut seen = Observation::first(live(), at(0));
+        for second in 1..=seconds {
+            seen.look(&live(), at(second * 1000), at(second * 1000 + 1), true);
+        }
+        seen
+    }
+
+    #[test]
+    fn silence_is_ripe_after_the_wait_and_not_before() {
+        assert!(!watched(11).is_ripe());
+        assert!(watched(12).is_ripe());
+    }
+
+    #[test]
+    fn a_pulse_ends_the_silence() {
+        let mut seen = watched(11);
+        let mut next = live();
+        next.counter += 1;
+        seen.look(&next, at(12_000), at(12_001), true);
+        assert_eq!(seen.silence(), Duration::ZERO);
+    }
+
+    /// H8: the whole cluster stalls; when the device comes back nobody may claim anybody who has
+    /// not had time to pulse.
+    #[test]
+    fn a_common_stall_does_not_count_and_needs_a_tail_of_good_looks() {
+        let mut seen = watched(11);
+        seen.look(&live(), at(31_000), at(31_001), true);
+        assert!(!seen.is_ripe());
+        seen.look(&live(), at(32_000), at(32_001), true);
+        seen.look(&live(), at(33_000), at(33_001), true);
+        assert!(!seen.is_ripe());
+        seen.look(&live(), at(34_000), at(34_001), true);
+        assert!(seen.is_ripe());
+    }
+
+    /// N24: an array with a spike every few seconds must not keep a takeover from ever happening.
+    #[test]
+    fn good_time_adds_up_across_gaps() {
+        let mut seen = Observation::first(live(), at(0));
+        for round in 0..4 {
+            let base = round * 8000;
+            for second in 1..=5 {
+                seen.look(&live(), at(base + second * 1000), at(base + second * 1000), true);
+            }
+        }
+        assert!(seen.is_ripe());
+    }
+
+    #[test]
+    fn while_our_own_pulses_go_badly_nothing_counts() {
+        let mut seen = Observation::first(live(), at(0));
+        for second in 1..=30 {
+            seen.look(&live(), at(second * 1000), at(second * 1000), false);
+        }
+        assert_eq!(seen.silence(), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_last_word_speaks_only_for_its_own_program() {
+        assert!(last_word(&live(), [8; 16], 1).is_none());
+        let word = last_word(&live(), [9; 16], 1).expect("its own");
+        assert_eq!(word.state, PulseState::Dead);
+        assert!(last_word(&word, [9; 16], 2).is_none());
+    }
+}

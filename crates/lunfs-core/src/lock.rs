@@ -92,3 +92,68 @@ pub fn voided(lock: &Lock, nonce: u64) -> Lock {
         ..*lock
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lunfs_format::{Incarnation, LockObject, Version};
+
+    use super::*;
+
+    fn holder(slot: u32, incarnation: u64) -> Holder {
+        Holder { slot: SlotNo(slot), incarnation: Incarnation(incarnation) }
+    }
+
+    fn held_by(holder: Holder) -> Lock {
+        Lock {
+            mode: LockMode::Exclusive,
+            object: LockObject::Descriptor,
+            holder: Some(holder),
+            generation: Version { birth: 4, count: 9 },
+            nonce: 1,
+            stamp: Stamp::default(),
+            giver: None,
+            payload: 0,
+        }
+    }
+
+    #[test]
+    fn a_holder_is_stale_only_below_its_slots_incarnation() {
+        let lock = held_by(holder(5, 8));
+        let me = holder(1, 1);
+        let judged = |now| judge(&lock, me, |_| now);
+        assert_eq!(judged(None), Judged::Held(holder(5, 8)));
+        assert_eq!(judged(Some(7)), Judged::Held(holder(5, 8)));
+        assert_eq!(judged(Some(8)), Judged::Held(holder(5, 8)));
+        assert_eq!(judged(Some(9)), Judged::Stale(holder(5, 8)));
+    }
+
+    #[test]
+    fn a_lock_that_names_us_is_ours_but_not_one_of_our_slots_former_life() {
+        assert_eq!(judge(&held_by(holder(1, 3)), holder(1, 3), |_| Some(3)), Judged::Ours);
+        let former = judge(&held_by(holder(1, 2)), holder(1, 3), |_| Some(3));
+        assert_eq!(former, Judged::Stale(holder(1, 2)));
+    }
+
+    #[test]
+    fn every_change_raises_the_generation() {
+        let lock = held_by(holder(5, 8));
+        let changes = [
+            acquired(&lock, holder(1, 1), 2),
+            released(&lock, SlotNo(5), None, Stamp::default(), 2),
+            released(&lock, SlotNo(5), Some(holder(1, 1)), Stamp::default(), 2),
+            voided(&lock, 2),
+        ];
+        for change in changes {
+            assert!(change.generation > lock.generation);
+            assert_ne!(change.nonce, lock.nonce);
+        }
+    }
+
+    #[test]
+    fn a_handed_over_lock_names_its_successor() {
+        let given =
+            released(&held_by(holder(5, 8)), SlotNo(5), Some(holder(1, 1)), Stamp::default(), 2);
+        assert_eq!(given.mode, LockMode::Exclusive);
+        assert_eq!((given.holder, given.giver), (Some(holder(1, 1)), Some(SlotNo(5))));
+    }
+}

@@ -383,3 +383,43 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse(state: PulseState, has_parent: bool) -> Pulse {
+        let mut pulse = Pulse::free(SlotNo(1), Incarnation(1), 1);
+        (pulse.state, pulse.has_parent) = (state, has_parent);
+        pulse
+    }
+
+    fn evidence(gone_ms: Option<u64>, silent: bool, claimer_over: bool) -> Evidence {
+        Evidence { gone: gone_ms.map(Duration::from_millis), silent, claimer_over }
+    }
+
+    /// The recovery table, every row.
+    #[test]
+    fn a_slot_is_claimed_only_on_evidence() {
+        use PulseState::{Claimed, Dead, Free, Joining, Live};
+        use Verdict::{Claim, FenceThenClaim, Leave};
+        let rows = [
+            (Free, false, evidence(Some(9999), true, true), Leave),
+            (Dead, false, evidence(None, false, false), Claim),
+            (Claimed, false, evidence(Some(9999), true, false), Leave),
+            (Claimed, false, evidence(None, false, true), Claim),
+            (Live, false, evidence(None, false, false), Leave),
+            (Live, false, evidence(None, true, false), FenceThenClaim),
+            (Live, false, evidence(Some(0), false, false), Claim),
+            (Live, true, evidence(Some(100), false, false), Leave),
+            (Live, true, evidence(Some(100), true, false), Leave),
+            (Live, true, evidence(Some(400), false, false), Claim),
+            (Joining, false, evidence(None, true, false), FenceThenClaim),
+            (Joining, true, evidence(Some(400), false, false), Claim),
+        ];
+        for (state, has_parent, evidence, verdict) in rows {
+            let found = judge(&pulse(state, has_parent), evidence);
+            assert_eq!(found, verdict, "{state:?}, parent {has_parent}, {evidence:?}");
+        }
+    }
+}

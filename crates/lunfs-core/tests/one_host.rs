@@ -25,7 +25,7 @@ fn with_volume(story: impl AsyncFnOnce(&Rc<Volume>)) {
         };
         let (reason, ()) = futures_util::future::join(volume.serve(), work).await;
         assert_eq!(reason, StopReason::Unmounted);
-        //CHECK
+        support::check_clean(&env).await;
     });
 }
 

@@ -8,7 +8,7 @@ use futures_util::future::{Either, join, select};
 use lunfs_core::env::Env;
 use lunfs_core::{FormatOptions, StopReason, Volume, format_volume};
 use lunfs_format::Timing;
-use support::{Time, block_on, directory, env, file, mount, pattern};
+use support::{Ram, Time, block_on, directory, env, env_with_disk, file, mount, pattern};
 
 async fn formatted(env: &Env) {
     let options =
@@ -34,7 +34,7 @@ fn with_two(story: impl AsyncFnOnce(&Rc<Volume>, &Rc<Volume>)) {
         };
         let (a_ended, b_ended) = join(serve_a, rest).await;
         assert_eq!((a_ended, b_ended), (StopReason::Unmounted, StopReason::Unmounted));
-        //CHECK
+        support::check_clean(&env).await;
     });
 }
 
@@ -118,5 +118,99 @@ fn a_survivor_finds_what_the_dead_host_had_synced() {
             assert!(b.counters().images_applied > 0);
         })
         .await;
+    });
+}
+
+/// Whole blocks of the disk that carry a header of this kind, by address in bytes.
+fn blocks_of_kind(disk: &Ram, from: u64, to: u64, kind: u16) -> Vec<u64> {
+    (from..to)
+        .step_by(4096)
+        .filter(|at| lunfs_format::kind_of(&disk.get(*at, 4096)) == Some(kind))
+        .collect()
+}
+
+/// Q3: a record rots in the middle of a dead host's journal. Replaying what lies before it would drop
+/// what was acknowledged after it, so nothing is replayed, and the claim is handed back.
+#[test]
+fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (root, dead) = (a.root(), a.slot());
+        let b = until(a.serve(), async {
+            let b = mount(&env, "b").await;
+            for i in 0..12 {
+                let name = format!("f{i}");
+                let id = a.create(root, name.as_bytes(), file()).await.expect("creates").id;
+                a.fsync(id).await.expect("syncs");
+            }
+            b
+        })
+        .await;
+        let heads = blocks_of_kind(&disk, 0, 256 << 20, lunfs_format::kind::JOURNAL_RECORD);
+        assert!(heads.len() >= 10);
+        let middle = heads[5];
+        let mut bytes = disk.get(middle, 4096);
+        bytes[200] ^= 1;
+        disk.put(middle, &bytes);
+        env.fence.leave(dead);
+        until(b.serve(), async {
+            env.clock.sleep(std::time::Duration::from_secs(20)).await;
+            assert!(b.counters().claims_handed_back > 0);
+            assert_eq!((b.counters().takeovers, b.counters().images_applied), (0, 0));
+        })
+        .await;
+    });
+}
+
+/// R8: the last record is torn. It was never acknowledged; everything before it is.
+#[test]
+fn a_torn_last_record_ends_the_journal() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (root, dead) = (a.root(), a.slot());
+        let b = until(a.serve(), async {
+            let b = mount(&env, "b").await;
+            for i in 0..12 {
+                let name = format!("f{i}");
+                let id = a.create(root, name.as_bytes(), file()).await.expect("creates").id;
+                a.fsync(id).await.expect("syncs");
+            }
+            b
+        })
+        .await;
+        let heads = blocks_of_kind(&disk, 0, 256 << 20, lunfs_format::kind::JOURNAL_RECORD);
+        let last = heads[heads.len() - 1];
+        disk.put(last + 4096, &[0x55; 512]);
+        env.fence.leave(dead);
+        until(b.serve(), async {
+            for i in 0..11 {
+                b.lookup(root, format!("f{i}").as_bytes()).await.expect("was synced");
+            }
+            assert_eq!(b.counters().takeovers, 1);
+        })
+        .await;
+    });
+}
+
+/// H5: the array goes back to an earlier time under a running host. It stops and says so.
+#[test]
+fn a_host_whose_disk_goes_back_in_time_stops() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let slot = a.superblock().geometry().slot_offset(a.slot());
+        let story = async {
+            let before = disk.get(slot, 512);
+            env.clock.sleep(std::time::Duration::from_secs(3)).await;
+            disk.put(slot, &before);
+        };
+        let (why, ()) = join(a.serve(), story).await;
+        let StopReason::Stopped(why) = why else { panic!("it went on") };
+        assert!(why.contains("back in time"), "{why}");
     });
 }

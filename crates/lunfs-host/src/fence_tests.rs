@@ -14,8 +14,7 @@ const SLOT: SlotNo = SlotNo(5);
 
 fn fence_on(path: &Path) -> ImageFence {
     let source = Arc::new(Source::open(path, Access::ReadWrite).unwrap());
-    let short = Duration::from_millis(100);
-    ImageFence::with_drain_max(source, identity(false).unwrap(), short)
+    ImageFence::new(source, identity(false).unwrap())
 }
 
 /// What the slot of a program of this machine says.
@@ -114,7 +113,9 @@ fn io_that_does_not_land_is_not_fenced() {
     assert!(ofd::try_lock(&held, life_byte(SLOT)).unwrap());
     let mut gone = std::process::Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
-    let fence = fence_on(scratch.path());
+    let source = Arc::new(Source::open(scratch.path(), Access::ReadWrite).unwrap());
+    let short = Duration::from_millis(50);
+    let fence = ImageFence::with_drain_max(source, identity(false).unwrap(), short);
     let refused = block_on(fence.fence(&pulse_of(gone.id()))).unwrap_err().to_string();
     assert!(refused.contains("not landed"), "{refused}");
 }
@@ -122,7 +123,7 @@ fn io_that_does_not_land_is_not_fenced() {
 #[test]
 fn a_free_mark_on_a_device_proves_nothing_of_another_machine() {
     let scratch = Scratch::image("device", 1 << 20);
-    let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+    let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
     let fence = fence_on(&device.node);
     block_on(fence.fence(&pulse_of(1))).unwrap();
     let elsewhere = Pulse { machine: [7; 16], ..pulse_of(1) };

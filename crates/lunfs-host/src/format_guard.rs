@@ -1,4 +1,5 @@
 //! Before `format`: is there anything on the source that somebody may miss, or does somebody use it?
+//! Before `mount`: does somebody use it in a way that our marks cannot see?
 //!
 //! Signatures are for the sentence; the rule is simpler: only zeroes are free.
 
@@ -34,31 +35,53 @@ pub fn in_use(path: &Path) -> Result<Option<String>> {
     user_of(&Source::open(path, Access::ReadOnly)?)
 }
 
+/// Names who uses `path` without being a host of the volume on it: a mount of another file system, swap,
+/// another layer of the kernel, or hosts that reach the same bytes under another name.
+pub fn foreign_user(path: &Path) -> Result<Option<String>> {
+    foreign_user_of(&Source::open(path, Access::ReadOnly)?)
+}
+
 // ---- users -----------------------------------------------------------------------------------
 
 fn user_of(source: &Source) -> Result<Option<String>> {
+    match host_on(source)? {
+        Some(slot) => Ok(Some(format!("a mounted lunfs volume: a program here runs slot {slot}"))),
+        None => foreign_user_of(source),
+    }
+}
+
+/// The first slot whose life mark is held.
+fn host_on(source: &Source) -> Result<Option<u64>> {
+    let marked = ofd::held_elsewhere(source, ofd::LIFE_BASE, u64::from(SLOT_COUNT));
+    let marked = marked.map_err(|e| {
+        HostError::io(format!("cannot see the life marks of {}", source.path().display()), e)
+    })?;
+    Ok(marked.map(|byte| byte - ofd::LIFE_BASE))
+}
+
+fn foreign_user_of(source: &Source) -> Result<Option<String>> {
     let path = source.path();
-    let marked =
-        ofd::held_elsewhere(source, ofd::LIFE_BASE, u64::from(SLOT_COUNT)).map_err(|e| {
-            HostError::io(format!("cannot see the life marks of {}", path.display()), e)
-        })?;
-    if let Some(byte) = marked {
-        let slot = byte - ofd::LIFE_BASE;
-        return Ok(Some(format!(
-            "a mounted lunfs volume: a program of this machine runs slot {slot}"
-        )));
+    if source.kind() == SourceKind::Image {
+        let device = backed_loop_device(path);
+        return Ok(device.map(|device| format!("the image behind the loop device {device}")));
     }
-    match source.kind() {
-        SourceKind::Image => {
-            let device = backed_loop_device(path);
-            Ok(device.map(|device| format!("the image behind the loop device {device}")))
-        }
-        SourceKind::BlockDevice => {
-            let about = fs::metadata(path)
-                .map_err(|e| HostError::io(format!("cannot stat {}", path.display()), e))?;
-            device_in_use(path, about.rdev())
-        }
+    let about = fs::metadata(path)
+        .map_err(|e| HostError::io(format!("cannot stat {}", path.display()), e))?;
+    match hosts_beneath(about.rdev())? {
+        Some(user) => Ok(Some(user)),
+        None => device_in_use(path, about.rdev()),
     }
+}
+
+/// Marks on a loop device and on its image do not meet: hosts on both would not see each other.
+fn hosts_beneath(number: u64) -> Result<Option<String>> {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let about = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
+    let Ok(image) = fs::read_to_string(about) else { return Ok(None) };
+    let image = Path::new(image.trim_end_matches('\n'));
+    let Ok(source) = Source::open(image, Access::ReadOnly) else { return Ok(None) };
+    let host = host_on(&source)?;
+    Ok(host.map(|slot| format!("shown from {}, where a host runs slot {slot}", image.display())))
 }
 
 fn device_in_use(path: &Path, number: u64) -> Result<Option<String>> {
@@ -93,7 +116,7 @@ fn first_name(dir: &Path) -> Option<String> {
 /// The loop device that shows this image, if there is one.
 fn backed_loop_device(path: &Path) -> Option<String> {
     let image = fs::canonicalize(path).ok()?;
-    let devices = fs::read_dir("/sys/block").ok()?.filter_map(|entry| entry.ok());
+    let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
     let mut names = devices.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.find(|name| {
         let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));

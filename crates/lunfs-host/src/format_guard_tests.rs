@@ -70,7 +70,7 @@ fn a_host_that_has_it_mounted_is_seen() {
 #[test]
 fn an_image_behind_a_loop_device_is_in_use() {
     let scratch = Scratch::image("looped", SIZE);
-    let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+    let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
     assert!(what_is_there(scratch.path()).unwrap().unwrap().contains("loop device"));
     assert_eq!(what_is_there(&device.node).unwrap(), None, "the device itself is free");
 }
@@ -84,7 +84,7 @@ fn a_mounted_device_is_in_use() {
         return;
     }
     assert!(what_is_there(scratch.path()).unwrap().unwrap().contains("ext4"));
-    let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+    let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
     let point = scratch.path().with_extension("mnt");
     fs::create_dir(&point).unwrap();
     let mounted = Command::new("mount").arg(&device.node).arg(&point).status().unwrap();
@@ -93,4 +93,21 @@ fn a_mounted_device_is_in_use() {
     Command::new("umount").arg(&point).status().unwrap();
     fs::remove_dir(&point).unwrap();
     assert!(found.unwrap().unwrap().contains("mounted at"));
+}
+
+#[test]
+fn hosts_on_an_image_are_seen_from_its_loop_device() {
+    let scratch = Scratch::image("beneath", SIZE);
+    let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
+    let host = scratch.open();
+    assert!(ofd::try_lock(&host, ofd::LIFE_BASE + 2).unwrap());
+    assert!(foreign_user(&device.node).unwrap().unwrap().contains("slot 2"));
+    drop(host);
+    assert_eq!(foreign_user(&device.node).unwrap(), None);
+
+    // A host on the device itself is no foreigner.
+    let source = Source::open(&device.node, Access::ReadWrite).unwrap();
+    assert!(ofd::try_lock(&source, ofd::LIFE_BASE).unwrap());
+    assert_eq!(foreign_user(&device.node).unwrap(), None);
+    assert!(in_use(&device.node).unwrap().unwrap().contains("slot 0"));
 }

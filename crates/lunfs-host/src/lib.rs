@@ -2,9 +2,25 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `disk` | image files and block devices through io_uring |
+//! | `disk` | image files and block devices through io_uring; compare-and-write where there is none |
+//! | `ofd` | the marks by which programs of one machine meet on a source |
 //! | `fence`, `identity` | who runs a slot, is he alive, and stopping him |
 //! | `clock`, `rng` | time and chance |
+//! | `fuse` | the POSIX face of a volume |
+//! | `control` | the socket for command-line tools |
+//! | `session` | the life of one mount, from joining to the end of the process |
+//! | `parent` | the small program that outlives the daemon and writes its last word |
+//! | `format_guard` | what would be lost, and who uses a source |
+//! | `mount_table`, `users` | what the kernel knows of mounts and their users |
+//!
+//! A daemon is put together like this, all on one thread, inside a `LocalSet`:
+//!
+//! ```text
+//! UringDisk::open -> ImageFence::new(disk.source(), identity) -> Env { disk, fence, clock, rng }
+//!   -> Volume::mount -> parent::announce -> serve_mount -> Ending -> process::exit
+//! ```
+//!
+//! The process ends with `std::process::exit`: after a stop nothing may wait for a device that hangs.
 
 mod clock;
 pub mod control;

@@ -75,8 +75,10 @@ pub struct LoopDevice {
 
 impl LoopDevice {
     /// `None`: this machine gives us none, and the test says so.
-    pub fn attach(image: &Path) -> Option<LoopDevice> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output();
+    pub fn attach(image: &Path, logical_block: u32) -> Option<LoopDevice> {
+        let mut command = Command::new("losetup");
+        command.args(["--find", "--show", "--direct-io=on"]);
+        let made = command.args(["--sector-size", &logical_block.to_string()]).arg(image).output();
         let node = made.ok().filter(|made| made.status.success());
         let Some(node) = node.and_then(|made| String::from_utf8(made.stdout).ok()) else {
             eprintln!("skipped: losetup gives no loop device (root is needed)");

@@ -34,6 +34,8 @@ use crate::users::{User, users_of};
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts to unmount a busy mount.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// How long the kernel may take to end the session after it unmounted.
+const SESSION_END_MAX: Duration = Duration::from_secs(1);
 /// How long the caller of `unmount` may take to read the answer.
 const TELL_MAX: Duration = Duration::from_secs(1);
 
@@ -126,7 +128,7 @@ impl Session {
                 detached = detach(mount, force, patience) => detached,
             };
             let outcome = match detached {
-                Ok(()) => Some(self.finish(serving).await),
+                Ok(()) => Some(self.finish_after_detach(serving).await),
                 Err(_) => None,
             };
             if let Some((answer, told)) = caller {
@@ -156,16 +158,39 @@ impl Session {
         }
     }
 
-    /// No request can come any more: make all durable, free the slot.
-    async fn finish(&self, serving: &mut JoinHandle<StopReason>) -> Result<Ending> {
-        if let Err(e) = self.volume.unmount().await {
-            return Ok(Ending::Stopped(format!("unmount could not finish: {e}")));
+    async fn finish_after_detach(
+        &mut self,
+        serving: &mut JoinHandle<StopReason>,
+    ) -> Result<Ending> {
+        // The last answers on their way. Copies of the mount in other namespaces, and users whom it was
+        // taken from, keep the session up; they get errors from now on.
+        if tokio::time::timeout(SESSION_END_MAX, self.kernel.ended()).await.is_err() {
+            tracing::warn!(event = "unmount", "the file system is still in use somewhere");
+        }
+        self.finish(serving).await
+    }
+
+    /// No request can come any more: make all durable, free the slot. A signal gives up.
+    async fn finish(&mut self, serving: &mut JoinHandle<StopReason>) -> Result<Ending> {
+        let volume = Rc::clone(&self.volume);
+        let left = tokio::select! {
+            biased;
+            left = volume.unmount() => left,
+            _ = self.terminate.recv() => Err(gave_up()),
+            _ = self.interrupt.recv() => Err(gave_up()),
+        };
+        if let Err(e) = left {
+            return Ok(Ending::Stopped(format!("unmount did not finish: {e}")));
         }
         match serving.await {
             Ok(StopReason::Unmounted) => Ok(Ending::Unmounted),
             other => Ok(Ending::Stopped(why_stopped(other))),
         }
     }
+}
+
+fn gave_up() -> lunfs_core::Error {
+    lunfs_core::Error::new(lunfs_core::Kind::Stopped, "a second signal came")
 }
 
 fn why_stopped(reason: std::result::Result<StopReason, task::JoinError>) -> String {
@@ -188,9 +213,8 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<(), Att
     let began = tokio::time::Instant::now();
     loop {
         match unmount(&mount, UnmountFlags::empty()).await {
-            Ok(()) => return Ok(()),
-            // Somebody else has unmounted it: just as good.
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            // Invalid, absent: somebody else has unmounted it, which is just as good.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY) if !force => return Err(Attached::Busy(users(mount).await)),
             Err(Errno::BUSY) if began.elapsed() < patience => {}
             Err(Errno::BUSY) => {

@@ -2,133 +2,21 @@
 //!
 //! Needs root and /dev/fuse; without them each test says that it was skipped.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+mod hosts;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::Duration;
 
-use lunfs_core::env::Env;
-use lunfs_core::{FormatOptions, MountOptions, Volume, format_volume};
-use lunfs_format::Timing;
+use hosts::{Host, HostProcess, Place, doors, on_core_thread, pattern};
+use lunfs_core::{MountOptions, Volume};
 use lunfs_host::control::{About, Request, call};
-use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::fuse::FuseOptions;
-use lunfs_host::{Ending, HostClock, HostRng, ImageFence, identity, random_bytes, serve_mount};
-
-/// A directory of its own for one test: an image and mount points.
-struct Place {
-    dir: PathBuf,
-}
-
-impl Place {
-    fn new() -> Option<Place> {
-        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-        if !rustix::process::geteuid().is_root() || fuse.is_err() {
-            eprintln!("skipped: root and /dev/fuse are needed");
-            return None;
-        }
-        let unique = u64::from_le_bytes(random_bytes());
-        let dir = std::env::temp_dir().join(format!("lunfs-mounted-{unique:016x}"));
-        fs::create_dir(&dir).unwrap();
-        let place = Place { dir };
-        File::create(place.image()).unwrap().set_len(1 << 30).unwrap();
-        let image = place.image();
-        on_core_thread(async move {
-            let (env, _) = doors(&image);
-            let options =
-                FormatOptions { label: "test".into(), timing: Timing::FAST, cluster_blocks: None };
-            format_volume(&env, &options).await.unwrap();
-        });
-        Some(place)
-    }
-
-    fn image(&self) -> PathBuf {
-        self.dir.join("image")
-    }
-
-    fn mount(&self, name: &str) -> Host {
-        let point = self.dir.join(name);
-        fs::create_dir_all(&point).unwrap();
-        Host::start(&self.image(), name, point)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(e) = fs::remove_dir_all(&self.dir) {
-            eprintln!("{} stays behind: {e}", self.dir.display());
-        }
-    }
-}
-
-fn on_core_thread<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, future)
-}
-
-fn doors(image: &Path) -> (Env, lunfs_core::Identity) {
-    let disk = UringDisk::open(image, Access::ReadWrite).unwrap();
-    let who = identity(false).unwrap();
-    let fence = Rc::new(ImageFence::new(disk.source(), who.clone()));
-    let (clock, rng) = (Rc::new(HostClock), Rc::new(HostRng::default()));
-    (Env { disk: Rc::new(disk), fence, clock, rng }, who)
-}
-
-/// One mount, served by a thread.
-struct Host {
-    point: PathBuf,
-    thread: Option<JoinHandle<Ending>>,
-}
-
-impl Host {
-    fn start(image: &Path, name: &str, point: PathBuf) -> Host {
-        let (image, name, mountpoint) = (image.to_owned(), name.to_owned(), point.clone());
-        let (ready, is_ready) = mpsc::channel();
-        let body = move || {
-            on_core_thread(async move {
-                let (env, identity) = doors(&image);
-                let fence = env.fence.method();
-                let options = MountOptions { name: name.clone(), read_only: false, identity };
-                let volume = Volume::mount(env, options).await.unwrap();
-                let source = image.display().to_string();
-                let about = About { name, source: source.clone(), fence, read_only: false };
-                let fuse = FuseOptions { mountpoint, source, read_only: false, threads: 2 };
-                serve_mount(volume, &fuse, about, |_| ready.send(()).unwrap()).await.unwrap()
-            })
-        };
-        let thread = Some(std::thread::spawn(body));
-        is_ready.recv().expect("the mount works");
-        Host { point, thread }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.point.join(name)
-    }
-
-    fn unmount(mut self) -> Ending {
-        let request = Request::Unmount { force: false, deadline_ms: 0 };
-        call(&self.point, &request).unwrap();
-        self.thread.take().expect("unmounted once").join().unwrap()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            // A failed test: do not leave a mount behind.
-            let force = Request::Unmount { force: true, deadline_ms: 0 };
-            drop(call(&self.point, &force));
-        }
-    }
-}
-
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| (i.wrapping_mul(31) ^ (i >> 9) ^ seed) as u8).collect()
-}
+use lunfs_host::{Ending, serve_mount};
 
 #[test]
 fn files_survive_an_unmount() {
@@ -201,6 +89,41 @@ fn an_open_append_handle_goes_to_the_end_wherever_it_is() {
     b.unmount();
 }
 
+/// A name that another host made between the kernel's look and its create must be opened like any other,
+/// and created exclusively by one of the two only.
+#[test]
+fn hosts_that_create_the_same_name_at_once_agree() {
+    let Some(place) = Place::new() else { return };
+    let (a, b) = (place.mount("a"), place.mount("b"));
+    let race = |exclusive: bool| {
+        let start = std::sync::Barrier::new(2);
+        let one = |host: &Host| -> Vec<bool> {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).create_new(exclusive);
+            let names = (0..40).map(|index| host.path(&format!("{exclusive}{index}")));
+            let made = names.map(|name| {
+                start.wait();
+                match options.open(&name) {
+                    Ok(_) => true,
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+                    Err(e) => panic!("{}: {e}", name.display()),
+                }
+            });
+            made.collect()
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| one(&b));
+            (one(&a), other.join().unwrap())
+        })
+    };
+    let (here, there) = race(false);
+    assert!(here.iter().chain(&there).all(|made| *made), "open-or-create never fails");
+    let (here, there) = race(true);
+    assert!(here.iter().zip(&there).all(|(a, b)| a != b), "each name was made by exactly one");
+    a.unmount();
+    b.unmount();
+}
+
 #[test]
 fn what_system_calls_promise_is_kept() {
     let Some(place) = Place::new() else { return };
@@ -243,6 +166,8 @@ fn what_system_calls_promise_is_kept() {
     let sub = fs::metadata(dir.join("sub")).unwrap();
     assert_eq!((sub.gid(), sub.mode() & 0o2000), (1234, 0o2000));
     assert_eq!(fs::remove_dir(&dir).unwrap_err().raw_os_error(), Some(libc_enotempty()));
+    let long = host.path(&"n".repeat(256));
+    assert_eq!(fs::metadata(long).unwrap_err().kind(), std::io::ErrorKind::InvalidFilename);
     host.unmount();
 }
 
@@ -422,4 +347,41 @@ fn direct_io_works_from_above() {
     assert!(fs::read(host.path("direct")).unwrap() == pattern(3, 1 << 20));
     drop(file);
     host.unmount();
+}
+
+/// SIGKILL while it writes: the other host goes on within seconds, finds what was made durable, and
+/// the dead mount says so.
+#[test]
+fn a_killed_host_is_taken_over_at_once() {
+    HostProcess::be_host_if_asked();
+    let Some(place) = Place::new() else { return };
+    let mut victim = HostProcess::start(&place, "a_killed_host_is_taken_over_at_once", "victim");
+    let survivor = place.mount("survivor");
+    fs::create_dir(victim.point.join("dir")).unwrap();
+    let durable = File::create(victim.point.join("dir/durable")).unwrap();
+    durable.write_all_at(&pattern(5, 1 << 20), 0).unwrap();
+    durable.sync_all().unwrap();
+    let busy = victim.point.join("dir/busy");
+    let writer = std::thread::spawn(move || {
+        let mut round = 0;
+        while fs::write(&busy, pattern(round, 300_000)).is_ok() {
+            round += 1;
+        }
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    victim.process.kill().unwrap();
+    let killed = std::time::Instant::now();
+    assert!(fs::read(survivor.path("dir/durable")).unwrap() == pattern(5, 1 << 20));
+    fs::write(survivor.path("dir/new"), b"after").unwrap();
+    eprintln!("taken over after {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    writer.join().unwrap();
+    let dead = fs::metadata(&victim.point).unwrap_err();
+    assert_eq!(dead.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()));
+    let request = Request::Unmount { force: false, deadline_ms: 0 };
+    let refused = call(&victim.point, &request).unwrap_err().to_string();
+    assert!(refused.contains("umount -l"), "{refused}");
+    drop(durable);
+    drop(victim);
+    assert_eq!(survivor.unmount(), Ending::Unmounted);
 }

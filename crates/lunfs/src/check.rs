@@ -10,6 +10,7 @@ use lunfs_format::BLOCK;
 use lunfs_host::disk::{Access, UringDisk};
 use serde_json::json;
 
+use crate::out::say;
 use crate::place::Place;
 use crate::runtime;
 use crate::size::Size;
@@ -40,7 +41,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     };
     if options.json {
-        println!("{}", as_json(&report));
+        say!("{}", as_json(&report));
     } else {
         print(&report);
     }
@@ -63,20 +64,20 @@ fn read(source: &Path, offline: bool) -> Result<Report> {
 
 fn print(report: &Report) {
     for finding in report.findings.iter().take(TOLD_MAX) {
-        println!("{finding}");
+        say!("{finding}");
     }
     let left_out = report.findings.len().saturating_sub(TOLD_MAX);
     if left_out > 0 {
-        println!("and {left_out} more; `--json` has them all");
+        say!("and {left_out} more; `--json` has them all");
     }
     let Report { files, directories, symlinks, others, .. } = report;
-    println!("{files} files, {directories} directories, {symlinks} symlinks, {others} others");
+    say!("{files} files, {directories} directories, {symlinks} symlinks, {others} others");
     let size = |blocks: u64| Size(blocks.saturating_mul(BLOCK as u64));
-    println!("{} used, {} free", size(report.blocks_used), size(report.blocks_free));
+    say!("{} used, {} free", size(report.blocks_used), size(report.blocks_free));
     match report.errors().count() {
-        0 => println!("clean"),
-        1 => println!("1 error; nothing was changed"),
-        errors => println!("{errors} errors; nothing was changed"),
+        0 => say!("clean"),
+        1 => say!("1 error; nothing was changed"),
+        errors => say!("{errors} errors; nothing was changed"),
     }
 }
 

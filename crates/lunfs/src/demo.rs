@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::CouldNotRun;
+use crate::out::say;
 use stage::{Host, Stage};
 
 const SIZE: &str = "1G";
@@ -34,23 +35,23 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     needs()?;
     let started = Instant::now();
     let mut stage = Stage::new()?;
-    println!("lunfs demo: two hosts share one volume; one of them dies while it writes.\n");
+    say!("lunfs demo: two hosts share one volume; one of them dies while it writes.\n");
 
-    println!("1. A volume: a sparse image of {SIZE}iB");
+    say!("1. A volume: a sparse image of {SIZE}iB");
     stage.lunfs_told(&["format", "--label", "demo", "--size", SIZE], &[&stage.image()])?;
 
-    println!("\n2. Two hosts mount it: two groups of processes, two FUSE mounts");
+    say!("\n2. Two hosts mount it: two groups of processes, two FUSE mounts");
     let alpha = stage.mount("alpha")?;
     let beta = stage.mount("beta")?;
     stage.lunfs_told(&["hosts"], &[&beta.dir])?;
 
-    println!("\n3. alpha writes {FILES} files, beta reads them");
+    say!("\n3. alpha writes {FILES} files, beta reads them");
     compare_through_both(&stage, &alpha, &beta)?;
 
-    println!("\n4. alpha writes on, one fsync after the other, and is killed with -9");
+    say!("\n4. alpha writes on, one fsync after the other, and is killed with -9");
     let survivor = kill_and_go_on(&mut stage, alpha, beta)?;
 
-    println!("\n5. Is everything sound?");
+    say!("\n5. Is everything sound?");
     let image = stage.image();
     if options.keep {
         stage.lunfs_told(&["check"], &[&survivor.dir])?;
@@ -59,7 +60,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         stage.unmount(survivor)?;
         stage.lunfs_told(&["check"], &[&image])?;
     }
-    println!("\nDone in {:.0} s.{}", started.elapsed().as_secs_f64(), NEXT);
+    say!("\nDone in {:.0} s.{}", started.elapsed().as_secs_f64(), NEXT);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,11 +100,11 @@ fn compare_through_both(stage: &Stage, alpha: &Host, beta: &Host) -> Result<()> 
     }
     let sums = stage.path("files.sha256");
     stage::sha256sum(&dir, &sums)?;
-    println!("   $ cd {} && sha256sum * > files.sha256", dir.display());
+    say!("   $ cd {} && sha256sum * > files.sha256", dir.display());
     let seen = beta.dir.join("files");
-    println!("   $ cd {} && sha256sum --check files.sha256", seen.display());
+    say!("   $ cd {} && sha256sum --check files.sha256", seen.display());
     let good = stage::sha256sum_check(&seen, &sums)?;
-    println!("   {good} of {FILES} files are the same ({} KiB)", bytes >> 10);
+    say!("   {good} of {FILES} files are the same ({} KiB)", bytes >> 10);
     if good != FILES as usize {
         bail!("beta does not see what alpha wrote");
     }
@@ -127,7 +128,7 @@ fn kill_and_go_on(stage: &mut Stage, alpha: Host, beta: Host) -> Result<Host> {
     let waited = killed.elapsed();
     let durable = writer.stop();
 
-    println!("   timeline, from the hosts' logs:");
+    say!("   timeline, from the hosts' logs:");
     let mut events = timeline::read(&beta.log, killed_at)?;
     events.push(timeline::Event::new(0.0, "demo", format!("kill -9 of process group {dead}")));
     events.push(timeline::Event::new(
@@ -138,7 +139,7 @@ fn kill_and_go_on(stage: &mut Stage, alpha: Host, beta: Host) -> Result<Host> {
     timeline::print(events);
 
     let good = check_durable(&expected, &beta.dir.join("durable"))?;
-    println!("   alpha's fsync had answered for {durable} files; {good} of them are whole on beta");
+    say!("   alpha's fsync had answered for {durable} files; {good} of them are whole on beta");
     if good < durable {
         bail!("{} durable files were lost", durable - good);
     }

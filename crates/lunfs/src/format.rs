@@ -12,6 +12,7 @@ use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::{format_guard, identity};
 use rustix::fs::FallocateFlags;
 
+use crate::out::say;
 use crate::place;
 use crate::runtime::{self, env};
 use crate::size::Size;
@@ -149,13 +150,13 @@ fn tell(source: &Path, superblock: &Superblock) {
         "" => "without a label".into(),
         label => format!("\"{label}\""),
     };
-    println!("{}: volume {} {label}, {size}", source.display(), superblock.volume);
-    println!(
+    say!("{}: volume {} {label}, {size}", source.display(), superblock.volume);
+    say!(
         "{} clusters of {} blocks, logical block {}, slots for {} hosts",
         geometry.cluster_count,
         geometry.cluster_blocks,
         geometry.logical_block,
         geometry.slot_count
     );
-    println!("next: lunfs mount {} DIR", source.display());
+    say!("next: lunfs mount {} DIR", source.display());
 }

@@ -9,6 +9,7 @@ use lunfs_format::{DecodeError, Pulse, SlotNo};
 use lunfs_host::control::{self, Request};
 use serde_json::{Value, json};
 
+use crate::out::say;
 use crate::place::Place;
 use crate::reader::Reader;
 
@@ -29,10 +30,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Place::Mount(mount) => control::call(&mount.point, &Request::Hosts)?,
     };
     if options.json {
-        println!("{}", json!({ "hosts": hosts }));
+        say!("{}", json!({ "hosts": hosts }));
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:>5}  {:20} {:9} {:>5}  {:>8}  silent", "slot", "host", "state", "life", "process");
+    say!("{:>5}  {:20} {:9} {:>5}  {:>8}  silent", "slot", "host", "state", "life", "process");
     for host in hosts.as_array().into_iter().flatten() {
         print(host);
     }
@@ -74,7 +75,7 @@ fn print(host: &Value) {
         (_, Value::Null) => "-".into(),
         (_, silence) => format!("{silence} ms"),
     };
-    println!(
+    say!(
         "{:>5}  {:20} {:9} {:>5}  {:>8}  {silent}",
         text("slot"),
         text("name"),

@@ -9,6 +9,7 @@ use lunfs_format::BLOCK;
 use lunfs_host::control::{self, Request};
 use serde_json::{Value, json};
 
+use crate::out::say;
 use crate::place::Place;
 use crate::reader::Reader;
 use crate::size::Size;
@@ -30,7 +31,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Place::Mount(mount) => of_mount(&mount.point)?,
     };
     if options.json {
-        println!("{info}");
+        say!("{info}");
     } else {
         print(&info);
     }
@@ -78,24 +79,27 @@ fn print(info: &Value) {
     }
     for (title, key) in [("size", "volume_blocks"), ("free", "blocks_free")] {
         if let Some(blocks) = info[key].as_u64() {
-            println!("{title:14}{}", Size(blocks.saturating_mul(BLOCK as u64)));
+            say!("{title:14}{}", Size(blocks.saturating_mul(BLOCK as u64)));
         }
     }
-    println!(
+    say!(
         "{:14}pulse {} ms, lease {} ms, claim {} ms",
-        "timing", info["pulse_ms"], info["lease_ms"], info["claim_ms"]
+        "timing",
+        info["pulse_ms"],
+        info["lease_ms"],
+        info["claim_ms"]
     );
     let Some(counters) = info["counters"].as_object() else { return };
-    println!("since the mount:");
+    say!("since the mount:");
     for (name, count) in counters.iter().filter(|(_, count)| **count != json!(0)) {
-        println!("{:>12}  {}", count.to_string(), name.replace('_', " "));
+        say!("{:>12}  {}", count.to_string(), name.replace('_', " "));
     }
 }
 
 fn line(title: &str, value: &Value) {
     match value {
         Value::Null => {}
-        Value::String(text) => println!("{title:14}{text}"),
-        other => println!("{title:14}{other}"),
+        Value::String(text) => say!("{title:14}{text}"),
+        other => say!("{title:14}{other}"),
     }
 }

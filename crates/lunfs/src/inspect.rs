@@ -11,6 +11,7 @@ use lunfs_format::{
     NodeBlock, RECORD, RecordHead, SUPERBLOCK_COPIES, SlotNo, Superblock, is_blank, kind, kind_of,
 };
 
+use crate::out::{fields, say};
 use crate::reader::Reader;
 
 /// What to show.
@@ -89,7 +90,7 @@ fn block(reader: &Reader, at: BlockNo) -> Result<()> {
     let record = bytes.get(..RECORD).context("a block is longer than a record")?;
     let title = format!("block {at}");
     if is_blank(&bytes) {
-        println!("{title}: zeroes");
+        say!("{title}: zeroes");
         return Ok(());
     }
     match kind_of(&bytes) {
@@ -100,8 +101,8 @@ fn block(reader: &Reader, at: BlockNo) -> Result<()> {
         Some(kind::NODE) => show(&title, NodeBlock::decode(&bytes, volume, at)),
         Some(kind::JOURNAL_HEADER) => show(&title, JournalHeader::decode(&bytes, volume, at)),
         Some(kind::JOURNAL_RECORD) => show(&title, RecordHead::decode(&bytes, volume, at)),
-        Some(other) => println!("{title}: kind {other}; is it in the heartbeat region?"),
-        None => println!("{title}: not metadata of lunfs (data of a file, or never written)"),
+        Some(other) => say!("{title}: kind {other}; is it in the heartbeat region?"),
+        None => say!("{title}: not metadata of lunfs (data of a file, or never written)"),
     }
     Ok(())
 }
@@ -114,7 +115,7 @@ fn lock(reader: &Reader, at: BlockNo) -> Result<()> {
 fn journal(reader: &Reader, slot: SlotNo) -> Result<()> {
     let pulse = reader.pulse(slot)?.with_context(|| format!("the pulse of slot {slot}"))?;
     let Some(cluster) = pulse.journal else {
-        println!("slot {slot} has no journal");
+        say!("slot {slot} has no journal");
         return Ok(());
     };
     let volume = reader.superblock().volume;
@@ -133,7 +134,7 @@ fn journal(reader: &Reader, slot: SlotNo) -> Result<()> {
 
 fn show<T: Debug, E: std::fmt::Display>(title: &str, decoded: Result<T, E>) {
     match decoded {
-        Ok(value) => println!("{title}: {value:#?}"),
-        Err(why) => println!("{title}: refused: {why}"),
+        Ok(value) => say!("{title}: {}", fields(&format!("{value:?}"))),
+        Err(why) => say!("{title}: refused: {why}"),
     }
 }

@@ -8,6 +8,8 @@ use clap::Args;
 use lunfs_host::control::{self, Request};
 use serde_json::{Value, json};
 
+use crate::out::say;
+
 /// Which mount, and of which file.
 #[derive(Args)]
 pub struct Options {
@@ -26,10 +28,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let path = options.path.as_deref().map(|path| below(path, &mount.point)).transpose()?;
     let locks = control::call(&mount.point, &Request::Locks { path })?;
     if options.json {
-        println!("{}", json!({ "locks": locks }));
+        say!("{}", json!({ "locks": locks }));
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:>12}  {:14} {:>10}  generation", "block", "mode", "holder");
+    say!("{:>12}  {:14} {:>10}  generation", "block", "mode", "holder");
     let rows = locks.as_array().into_iter().flatten();
     for lock in rows.clone() {
         let text = |key: &str| match &lock[key] {
@@ -38,10 +40,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             other => other.to_string(),
         };
         let (mode, holder, generation) = (text("mode"), text("holder"), text("generation"));
-        println!("{:>12}  {mode:14} {holder:>10}  {generation}", text("address"));
+        say!("{:>12}  {mode:14} {holder:>10}  {generation}", text("address"));
     }
     if rows.count() == 0 {
-        println!("this host holds no lock there");
+        say!("this host holds no lock there");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ mod inspect;
 mod locks;
 mod logging;
 mod mount;
+mod out;
 mod place;
 mod reader;
 mod runtime;

@@ -22,6 +22,7 @@ use lunfs_host::parent::{self, Ended};
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::out::say;
 use crate::{logging, place, runtime};
 
 /// What the daemon says once files can be used.
@@ -122,7 +123,7 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
     let was_mounted = ready.trim() == READY;
     if was_mounted {
         let (source, dir) = (source.display(), options.dir.display());
-        println!("mounted {source} on {dir} as {host}, log {}", log.display());
+        say!("mounted {source} on {dir} as {host}, log {}", log.display());
         std::io::stdout().flush()?;
         if options.detached {
             leave_terminal()?;

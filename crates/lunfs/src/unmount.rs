@@ -11,6 +11,8 @@ use lunfs_host::control::{self, Request};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use crate::out::say;
+
 /// Which mount, and how patiently.
 #[derive(Args)]
 pub struct Options {
@@ -32,7 +34,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let deadline_ms = u64::try_from(options.deadline.as_millis()).unwrap_or(u64::MAX);
     control::call(&options.dir, &Request::Unmount { force: options.force, deadline_ms })?;
-    println!("unmounted {}", mount.point.display());
+    say!("unmounted {}", mount.point.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,7 +47,7 @@ fn remove(mount: &Mount) -> Result<ExitCode> {
     let point = mount.point.display();
     rustix::mount::unmount(&mount.point, UnmountFlags::DETACH)
         .with_context(|| format!("cannot remove the dead mount at {point}"))?;
-    println!("removed the dead mount at {point}; all that was made durable is on the volume");
+    say!("removed the dead mount at {point}; all that was made durable is on the volume");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -132,7 +132,8 @@ impl World {
 
     /// Checks the volume; it must be clean.
     pub fn check(&self) -> Result<()> {
-        let said = shell::output(self.lunfs(["check"]).arg(&self.source)).context("check")?;
+        let said =
+            shell::output(self.lunfs(["check", "--offline"]).arg(&self.source)).context("check")?;
         println!("check: {}", said.trim().lines().last().unwrap_or("clean"));
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use lunfs_format::{
-    Bitmap, BlockNo, Cluster, FRONTIER_LOCK, JOURNAL_HEADERS, JOURNAL_ORPHANS, JournalHeader, Lock,
-    LockMode, LockObject, RENAME_LOCK, SlotNo, stored_checksum,
+    BLOCK, Bitmap, BlockNo, Cluster, FRONTIER_LOCK, JOURNAL_HEADERS, JOURNAL_ORPHANS, JOURNAL_RING,
+    JournalHeader, Lock, LockObject, RENAME_LOCK, RecordHead, SlotNo, stored_checksum,
 };
 
 use super::claim::{Basis, Claims};
@@ -16,6 +16,9 @@ use crate::error::Result;
 
 /// Blocks of a cluster that are not handed out: its lock and its header.
 pub(super) const FIXED: u64 = 2;
+
+/// Blocks of a ring read at once.
+const RING_READ: usize = 256;
 
 /// What a cluster serves for.
 pub(super) enum Use {
@@ -37,7 +40,7 @@ pub(super) struct Journal {
     newest: Option<JournalHeader>,
     /// Copies of the header that are valid.
     copies: usize,
-    /// Somebody has ever been live with it, so there must be a header and an orphan directory.
+    /// Its host lived to use it, so there must be a header and an orphan directory.
     pub has_begun: bool,
 }
 
@@ -238,15 +241,23 @@ impl Journal {
                 }
             }
         }
-        // A host that dies while it joins leaves a journal without a header. Its orphan directory is
-        // not there yet (then a void lock may be, of a file that was deleted before), or its lock was
-        // never taken: it is taken only after the header was written.
-        let was_taken = media
-            .lock(self.orphans())
-            .await?
-            .is_ok_and(|lock| lock.mode != LockMode::Void && lock.generation.count > 1);
-        self.has_begun = self.newest.is_some() || was_taken;
+        self.has_begun = self.newest.is_some() || self.has_records(media).await?;
         Ok(())
+    }
+
+    /// Was anything ever written to the ring? The header is there before the first record; a host that
+    /// died while it joined leaves neither, and an orphan directory that may not be whole.
+    async fn has_records(&self, media: &Media<'_>) -> Result<bool> {
+        let ring: Vec<u64> = (0..media.geometry.ring_blocks()).collect();
+        for piece in ring.chunks(RING_READ) {
+            let first = self.start.plus(JOURNAL_RING + piece[0]);
+            let bytes = media.blocks(first, piece.len()).await?;
+            let mut heads = (first.0..).map(BlockNo).zip(bytes.chunks_exact(BLOCK));
+            if heads.any(|(at, bytes)| RecordHead::decode(bytes, media.volume(), at).is_ok()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Reports what is wrong; `true`: it may have to be replayed.

@@ -54,18 +54,18 @@ pub(super) fn names(entries: Vec<Entry>, hash_key: &[u8; 16]) -> (Vec<Named>, Fa
         hasher.write(name);
         if u64::from_be_bytes(*hash) != (hasher.finish() >> 1 | 16) {
             faults.push(format!(
-                "the name {:?} lies under the hash of another name: it is listed but cannot be \
+                "the name \"{}\" lies under the hash of another name: it is listed but cannot be \
                  looked up",
                 shown(name)
             ));
         }
         if let Some(why) = fault_of_name(name) {
-            faults.push(format!("the name {:?} {why}", shown(name)));
+            faults.push(format!("the name \"{}\" {why}", shown(name)));
         }
         match EntryValue::decode(&value) {
             Ok(value) => names.push(Named { name: name.to_vec(), value }),
             Err(why) => {
-                faults.push(format!("what the name {:?} refers to is lost: {why}", shown(name)));
+                faults.push(format!("what the name \"{}\" refers to is lost: {why}", shown(name)));
             }
         }
     }
@@ -118,7 +118,7 @@ pub(super) fn attributes(entries: &[Entry]) -> Faults {
             faults.push(format!("a key of {} bytes is no extended attribute", key.len()));
             continue;
         };
-        let attribute = format!("the extended attribute {:?}", shown(name));
+        let attribute = format!("the extended attribute \"{}\"", shown(name));
         if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) {
             faults.push(format!("{attribute} has no valid name"));
         }

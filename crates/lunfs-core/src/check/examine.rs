@@ -120,16 +120,19 @@ impl Walk<'_, '_> {
         let held = match (role, body.kind) {
             (Role::OrphanDirectory, FileKind::Directory) => {
                 self.orphans(at, &body, &content);
-                0
+                Some(0)
             }
             (_, FileKind::Directory) => {
                 self.directory(at, role, &body, content);
-                0
+                Some(0)
             }
             (_, FileKind::File) => self.file(at, role, &body, content.entries),
-            _ => 0,
+            _ => Some(0),
         };
-        if role != Role::Orphan && is_whole {
+        if role != Role::Orphan
+            && is_whole
+            && let Some(held) = held
+        {
             self.report(
                 at,
                 rules::count("blocks", body.blocks, nodes + held).into_iter().collect(),
@@ -260,9 +263,16 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// The map of a file. Returns the blocks of its runs.
-    fn file(&mut self, at: BlockNo, role: Role, body: &Descriptor, entries: Vec<Entry>) -> u64 {
+    /// The map of a file. Returns the blocks of its runs, unless some are lost.
+    fn file(
+        &mut self,
+        at: BlockNo,
+        role: Role,
+        body: &Descriptor,
+        entries: Vec<Entry>,
+    ) -> Option<u64> {
         let (runs, faults) = content::runs(entries);
+        let is_whole = faults.is_empty();
         self.report_lost(at, faults);
         let is_beyond = |index: u64| index.saturating_mul(FILE_BLOCK) >= body.size;
         let beyond = runs.iter().filter(|run| is_beyond(run.index)).count();
@@ -276,7 +286,7 @@ impl Walk<'_, '_> {
             let purpose = Purpose::Contents;
             self.refer(Reference { start: run.start, len: run.len, owner: at, purpose });
         }
-        held
+        is_whole.then_some(held)
     }
 
     /// The entries of an orphan directory.

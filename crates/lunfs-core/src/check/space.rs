@@ -216,7 +216,7 @@ fn merged(numbers: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
 pub(super) fn blocks(start: u64, len: u64) -> String {
     match len {
         1 => format!("block {start}"),
-        _ => format!("blocks {start} to {}", start + len - 1),
+        _ => format!("blocks {start} to {}", start.saturating_add(len.saturating_sub(1))),
     }
 }
 

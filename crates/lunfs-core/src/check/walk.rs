@@ -148,6 +148,9 @@ impl<'a, 'd> Walk<'a, 'd> {
                     None
                 }
             }
+            (Place::OrphanDirectory(_), _) => {
+                Some(format!("{here} leads to {before}, which must not have a name"))
+            }
             (Place::Orphan { .. }, Place::Orphan { .. }) => {
                 Some(format!("{before} is listed as an orphan twice: it will be freed twice"))
             }

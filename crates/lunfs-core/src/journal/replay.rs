@@ -348,3 +348,87 @@ async fn apply_one(
     }
     Ok(decision)
 }
+
+#[cfg(test)]
+mod tests {
+    use lunfs_format::{Incarnation, LockObject, SlotNo, Stamp};
+
+    use super::*;
+
+    fn dead() -> Holder {
+        Holder { slot: SlotNo(2), incarnation: Incarnation(5) }
+    }
+
+    fn version(birth: u64, count: u64) -> Version {
+        Version { birth, count }
+    }
+
+    fn lock() -> Lock {
+        Lock {
+            mode: LockMode::Exclusive,
+            object: LockObject::Descriptor,
+            holder: Some(dead()),
+            generation: version(1, 5),
+            nonce: 1,
+            stamp: Stamp::default(),
+            giver: None,
+            payload: 0,
+        }
+    }
+
+    fn image() -> Image {
+        Image {
+            lock: BlockNo(100),
+            lock_generation: version(1, 5),
+            version: version(3, 7),
+            bytes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_image_goes_in_place_only_under_its_own_lock_of_its_own_time() {
+        let there = Some(version(3, 6));
+        assert_eq!(decide(dead(), &image(), Some(&lock()), there), Decision::Apply);
+        assert_eq!(decide(dead(), &image(), None, there), Decision::Refuse);
+        let later = Lock { generation: version(1, 6), ..lock() };
+        assert_eq!(decide(dead(), &image(), Some(&later), there), Decision::Refuse);
+        let other = Holder { slot: SlotNo(2), incarnation: Incarnation(6) };
+        let taken = Lock { holder: Some(other), ..lock() };
+        assert_eq!(decide(dead(), &image(), Some(&taken), there), Decision::Refuse);
+        let free = Lock { mode: LockMode::Free, holder: None, ..lock() };
+        assert_eq!(decide(dead(), &image(), Some(&free), there), Decision::Refuse);
+    }
+
+    #[test]
+    fn an_image_never_replaces_its_like_or_a_later_one() {
+        let judged = |there| decide(dead(), &image(), Some(&lock()), there);
+        assert_eq!(judged(Some(version(3, 7))), Decision::InPlace);
+        assert_eq!(judged(Some(version(3, 8))), Decision::InPlace);
+        assert_eq!(judged(Some(version(4, 1))), Decision::InPlace);
+        assert_eq!(judged(Some(version(2, 99))), Decision::Apply);
+        assert_eq!(judged(None), Decision::Apply);
+    }
+
+    /// H1 within one host: the image of a freed block must not come back over what is there now.
+    #[test]
+    fn a_revoke_cancels_the_images_of_its_own_and_of_earlier_records() {
+        let entry = |block| RecordEntry::Image {
+            block: BlockNo(block),
+            lock: BlockNo(100),
+            lock_generation: version(1, 5),
+            version: version(3, 7),
+            checksum: 0,
+        };
+        let revoke = |block| RecordEntry::Revoke { block: BlockNo(block) };
+        let record = |entries: Vec<RecordEntry>| {
+            let count = entries.iter().filter(|e| matches!(e, RecordEntry::Image { .. })).count();
+            Record { images: vec![Vec::new(); count], entries, chain: 0, blocks: 1 }
+        };
+        let mut wanted = Wanted { images: BTreeMap::new(), records: 0, revoked: 0 };
+        collect(&mut wanted, &record(vec![entry(1), entry(2)]));
+        collect(&mut wanted, &record(vec![revoke(1), entry(3), revoke(3)]));
+        collect(&mut wanted, &record(vec![entry(4)]));
+        let left: Vec<u64> = wanted.images.keys().map(|at| at.0).collect();
+        assert_eq!((left, wanted.revoked), (vec![2, 4], 2));
+    }
+}

@@ -15,19 +15,21 @@ use lunfs_core::{FileKind, Identity, MountOptions, New, Volume};
 use lunfs_format::{Pulse, SlotNo, Timestamp};
 
 /// A disk in memory that answers at once.
-struct Ram {
+pub struct Ram {
     size: u64,
     blocks: RefCell<BTreeMap<u64, [u8; 512]>>,
 }
 
 impl Ram {
-    fn get(&self, at: u64, len: usize) -> Vec<u8> {
+    /// Bytes of the disk.
+    pub fn get(&self, at: u64, len: usize) -> Vec<u8> {
         let blocks = self.blocks.borrow();
         let sectors = at / 512..(at + len as u64) / 512;
         sectors.flat_map(|s| blocks.get(&s).copied().unwrap_or([0; 512])).collect()
     }
 
-    fn put(&self, at: u64, data: &[u8]) {
+    /// Changes bytes of the disk.
+    pub fn put(&self, at: u64, data: &[u8]) {
         let mut blocks = self.blocks.borrow_mut();
         for (i, sector) in data.chunks(512).enumerate() {
             blocks.insert(at / 512 + i as u64, sector.try_into().unwrap());
@@ -141,15 +143,22 @@ impl Rng for Dice {
 
 /// The four doors of hosts on one new disk.
 pub fn env(size: u64) -> (Env, Time) {
+    let (env, time, _) = env_with_disk(size);
+    (env, time)
+}
+
+/// The same, with the disk itself for looking at and damaging it.
+pub fn env_with_disk(size: u64) -> (Env, Time, Rc<Ram>) {
+    let disk = Rc::new(Ram { size, blocks: RefCell::default() });
     let time = Time::default();
     time.now.set(1_000_000_000);
     let env = Env {
-        disk: Rc::new(Ram { size, blocks: RefCell::default() }),
+        disk: disk.clone(),
         fence: Rc::new(Marks::default()),
         clock: Rc::new(time.clone()),
         rng: Rc::new(Dice(Cell::new(0x1234_5678_9ABC_DEF1))),
     };
-    (env, time)
+    (env, time, disk)
 }
 
 /// Polls until done; when nothing moves, time does.
@@ -204,4 +213,11 @@ pub fn directory() -> New {
 /// Bytes that differ from place to place.
 pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ salt).collect()
+}
+
+/// Has the walker look at an unmounted volume.
+pub async fn check_clean(env: &Env) {
+    let options = lunfs_core::check::Options { offline: true, progress: None };
+    let report = lunfs_core::check::check(&*env.disk, &options).await.expect("checks");
+    assert!(report.is_clean(), "{:#?}", report.findings);
 }

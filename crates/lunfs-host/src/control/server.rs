@@ -1,7 +1,8 @@
 //! The answering side, on the core's thread.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,8 +52,15 @@ pub struct Unmount {
 
 /// The listening socket; removed when dropped.
 pub struct Control {
-    path: PathBuf,
+    socket: Socket,
     accepting: task::JoinHandle<()>,
+}
+
+/// A bound socket and its own number: once the kernel has unmounted us, our name may already belong to
+/// another mount.
+pub(super) struct Socket {
+    path: PathBuf,
+    inode: u64,
 }
 
 struct Served {
@@ -70,36 +78,60 @@ impl Control {
         about: About,
         mount: &Mount,
     ) -> Result<(Control, mpsc::UnboundedReceiver<Unmount>)> {
-        let path = socket_path(mount.device);
-        let listener = listen(&path)?;
+        let (listener, socket) = listen(socket_path(mount.device))?;
         let (unmounts, wanted) = mpsc::unbounded_channel();
         let volume = Rc::clone(volume);
         let served = Rc::new(Served { volume, about, mount: mount.clone(), unmounts });
         let accepting = task::spawn_local(accept(listener, served));
-        Ok((Control { path, accepting }, wanted))
+        Ok((Control { socket, accepting }, wanted))
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        if let Err(e) = fs::remove_file(&self.path) {
-            tracing::warn!(event = "control", "{} stays behind: {e}", self.path.display());
+        if let Err(e) = self.socket.remove() {
+            let path = self.socket.path.display();
+            tracing::warn!(event = "control", "{path} stays behind: {e}");
         }
     }
 }
 
-fn listen(path: &PathBuf) -> Result<UnixListener> {
-    let failed = |e| HostError::io(format!("cannot listen on {}", path.display()), e);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY).map_err(failed)?;
-    // The number belongs to our mount now: what is there is left over from a dead program.
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
+impl Socket {
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let _alone = lock_directory()?;
+        if fs::metadata(&self.path)?.ino() == self.inode {
+            fs::remove_file(&self.path)
+        } else {
+            Ok(())
+        }
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+}
+
+/// Names in the directory change only under this lock: looking and removing are two steps.
+fn lock_directory() -> io::Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY)?;
+    let directory = File::open(DIRECTORY)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
+pub(super) fn listen(path: PathBuf) -> Result<(UnixListener, Socket)> {
+    let bind = || -> io::Result<(UnixListener, u64)> {
+        let _alone = lock_directory()?;
+        // The number belongs to our mount now: what is there was left by a dead or ending one.
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok((listener, fs::metadata(&path)?.ino()))
+    };
+    match bind() {
+        Ok((listener, inode)) => Ok((listener, Socket { path, inode })),
+        Err(e) => Err(HostError::io(format!("cannot listen on {}", path.display()), e)),
+    }
 }
 
 async fn accept(listener: UnixListener, served: Rc<Served>) {
@@ -122,7 +154,7 @@ async fn accept(listener: UnixListener, served: Rc<Served>) {
     }
 }
 
-async fn converse(mut stream: UnixStream, served: &Served) -> std::io::Result<()> {
+async fn converse(mut stream: UnixStream, served: &Served) -> io::Result<()> {
     let mut line = String::new();
     let mut reader = BufReader::new((&mut stream).take(REQUEST_MAX));
     tokio::time::timeout(ASK_MAX, reader.read_line(&mut line)).await??;
@@ -177,7 +209,7 @@ impl Served {
         });
         // A suspended host cannot ask for the space; the rest is worth saying nevertheless.
         let space = tokio::time::timeout(Duration::from_secs(1), volume.space()).await;
-        let space = space.ok().and_then(|space| space.ok());
+        let space = space.ok().and_then(Result::ok);
         Ok(json!({
             "label": superblock.label,
             "volume": superblock.volume.to_string(),

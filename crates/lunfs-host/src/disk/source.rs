@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn a_block_device_is_reached_through_the_kernels_own_node() {
         let scratch = Scratch::image("device", 1 << 20);
-        let Some(device) = LoopDevice::attach(scratch.path()) else { return };
+        let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
         let source = Source::open(&device.node, Access::ReadWrite).unwrap();
         assert_eq!(source.kind(), SourceKind::BlockDevice);
         assert_eq!(source.capabilities(), Capabilities { logical_block: 512, size: 1 << 20 });

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::*;
 use crate::clock::boottime;
 use crate::ofd;
-use crate::scratch::{Scratch, block_on, child_argument, hear, say, spawn_child};
+use crate::scratch::{LoopDevice, Scratch, block_on, child_argument, hear, say, spawn_child};
 
 const SIZE: u64 = 64 << 20;
 
@@ -200,6 +200,43 @@ fn four_processes_that_race_lose_no_update() {
     let disk = open(scratch.path());
     assert_eq!(block_on(counted(&disk, 4096)), 160);
     assert_eq!(block_on(counted(&disk, 8192)), 160);
+}
+
+#[test]
+fn block_devices_of_both_block_sizes_work_like_images() {
+    for logical_block in [512, 4096] {
+        let scratch = Scratch::image("device", SIZE);
+        let Some(device) = LoopDevice::attach(scratch.path(), logical_block) else { return };
+        block_on(async {
+            let disks = [open(&device.node), open(&device.node)];
+            assert_eq!(disks[0].capabilities(), Capabilities { logical_block, size: SIZE });
+            let data = pattern(1, 1 << 20);
+            disks[0].write(1 << 20, data.clone(), true, Instant::FAR).await.unwrap();
+            assert!(disks[1].read(1 << 20, 1 << 20).await.unwrap() == data);
+            join_all(disks.iter().map(|disk| count_up(disk, 4096, 20))).await;
+            assert_eq!(counted(&disks[0], 4096).await, 40);
+            disks[0].unmap(1 << 20, 1 << 20, Instant::FAR).await.unwrap();
+            disks[0].flush().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_dropped_disk_lets_its_marks_go() {
+    let scratch = Scratch::image("dropped", SIZE);
+    let watcher = scratch.open();
+    let held = || ofd::held_elsewhere(&watcher, ofd::LIFE_BASE, 1).unwrap().is_some();
+    block_on(async {
+        let disk = open(scratch.path());
+        assert!(ofd::try_lock(&*disk.source(), ofd::LIFE_BASE).unwrap());
+        disk.flush().await.unwrap();
+        assert!(held());
+    });
+    let began = boottime();
+    while held() {
+        assert!(boottime().since(began) < Duration::from_secs(10), "its threads live on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A program is killed while hundreds of its writes are in flight. Once its life mark is free, none

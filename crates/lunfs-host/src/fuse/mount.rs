@@ -42,7 +42,8 @@ pub struct FuseOptions {
 #[derive(Debug)]
 pub struct FuseMount {
     mount: Mount,
-    ended: oneshot::Receiver<io::Result<()>>,
+    /// `None`: it was told.
+    ended: Option<oneshot::Receiver<io::Result<()>>>,
 }
 
 impl FuseMount {
@@ -51,7 +52,7 @@ impl FuseMount {
         let point = free_mount_point(&options.mountpoint)?;
         let device = mount(&point, options)?;
         match serve(volume, options, device, &point) {
-            Ok(ended) => Ok(FuseMount { mount: entry(&point)?, ended }),
+            Ok(ended) => Ok(FuseMount { mount: entry(&point)?, ended: Some(ended) }),
             Err(e) => {
                 // Nobody would ever answer there.
                 let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
@@ -67,7 +68,13 @@ impl FuseMount {
 
     /// Ends when the kernel has unmounted it.
     pub async fn ended(&mut self) -> io::Result<()> {
-        (&mut self.ended).await.unwrap_or_else(|_| Err(io::Error::other("the FUSE threads ended")))
+        if let Some(ended) = &mut self.ended {
+            let lost = |_| Err(io::Error::other("the FUSE threads ended"));
+            let outcome = ended.await.unwrap_or_else(lost);
+            self.ended = None;
+            return outcome;
+        }
+        Ok(())
     }
 }
 

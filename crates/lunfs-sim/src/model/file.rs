@@ -187,7 +187,8 @@ impl FileModel {
             }
             return Ok(());
         }
-        Err(format!("file {} has {found} bytes; allowed: {sizes:?}", self.number))
+        let history = self.size.history();
+        Err(format!("file {} has {found} bytes; allowed: {sizes:?} of {history}", self.number))
     }
 
     /// A look at `at..at + wanted` found these bytes.

@@ -74,8 +74,8 @@ impl<V: Clone + PartialEq> Register<V> {
 
     /// What the newest change would make of it.
     pub fn newest(&self) -> &V {
-        let last = self.changes.last().expect("a register has at least one change");
-        &last.value
+        let last = self.changes.iter().rev().find(|change| change.gone.is_none());
+        &last.expect("a register has at least one change").value
     }
 
     /// A change is called. `mark` orders it among the operations of its author.
@@ -197,9 +197,9 @@ impl<V: Clone + PartialEq> Register<V> {
         holding.map(|change| (change.by, change.mark)).collect()
     }
 
-    /// A look of `observer` from tick `from` to tick `now` saw the changes `seen`. What it did not see and
-    /// was over before it began will never be seen again. What another program's eyes saw is
-    /// durable: it came through a handover or a recovery.
+    /// A look of `observer` from tick `from` to tick `now` saw the changes `seen`. What another program
+    /// did is then durable: it came through a handover or a recovery. And if that is so, what was not
+    /// seen and was over before the look began will never be seen again.
     pub fn observe(
         &mut self,
         seen: &[ChangeNo],
@@ -207,14 +207,18 @@ impl<V: Clone + PartialEq> Register<V> {
         (from, now): (u64, u64),
         deaths: &dyn Deaths,
     ) {
-        for change in &mut self.changes {
-            let is_seen = seen.contains(&ChangeNo(change.number));
-            if is_seen {
-                change.over = change.over.or(Some(now));
-                change.acknowledged = true;
-                change.durable |= change.by != observer;
-            } else if change.over(deaths).is_some_and(|over| over <= from) {
-                change.gone = change.gone.or(Some(now));
+        let is_seen = |change: &Change<V>| seen.contains(&ChangeNo(change.number));
+        for change in self.changes.iter_mut().filter(|change| is_seen(change)) {
+            change.over = change.over.or(Some(now));
+            change.acknowledged = true;
+            change.durable |= change.by != observer;
+        }
+        // What the observer itself has not made durable can still give way to what was before.
+        if self.changes.iter().any(|change| is_seen(change) && change.durable) {
+            for change in self.changes.iter_mut().filter(|change| !is_seen(change)) {
+                if change.over(deaths).is_some_and(|over| over <= from) {
+                    change.gone = change.gone.or(Some(now));
+                }
             }
         }
         self.prune(deaths);
@@ -259,6 +263,23 @@ impl<V: Clone + PartialEq> Register<V> {
         self.changes.iter().all(|change| {
             change.gone.is_some() || change.over(deaths).is_some_and(|over| over <= from)
         })
+    }
+
+    /// All changes that are remembered, for people.
+    pub fn history(&self) -> String
+    where
+        V: std::fmt::Debug,
+    {
+        let line = |change: &Change<V>| {
+            let Change { value, by, begun, over, .. } = change;
+            let over = over.map_or("?".to_owned(), |over| over.to_string());
+            let durable = if change.durable { " durable" } else { "" };
+            let doubt = if change.acknowledged { "" } else { " in doubt" };
+            let gone = if change.gone.is_some() { " gone" } else { "" };
+            format!("{value:?} by {by} {begun}..{over}{durable}{doubt}{gone}")
+        };
+        let lines: Vec<String> = self.changes.iter().map(line).collect();
+        format!("[{}]", lines.join(", "))
     }
 
     /// Number of changes that are remembered.
@@ -327,6 +348,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_program_saw_of_its_own_can_still_be_lost() {
+        let mut register = Register::new(0);
+        let change = register.begin(1, A, 10, 0);
+        register.acknowledge(change, 11);
+        register.observe(&[change], A, (12, 13), &NOBODY);
+        assert_eq!(seen(&register, 14, &NOBODY), [1]);
+        assert_eq!(seen(&register, 50, &Dead(Some((A, 40)))), [0, 1]);
+    }
+
+    #[test]
     fn what_was_seen_after_a_death_stays() {
         let mut register = Register::new(0);
         let one = register.begin(1, A, 10, 0);
@@ -346,7 +377,7 @@ mod tests {
         register.acknowledge(one, 12);
         register.acknowledge(two, 13);
         assert_eq!(seen(&register, 14, &NOBODY), [1, 2]);
-        register.observe(&[one], A, (15, 16), &NOBODY);
+        register.observe(&[one], B, (15, 16), &NOBODY);
         assert_eq!(seen(&register, 17, &NOBODY), [1]);
     }
 

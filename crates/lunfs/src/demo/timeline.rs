@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 const SECONDS_OF_A_DAY: f64 = 86_400.0;
 
@@ -46,17 +46,40 @@ pub fn print(mut events: Vec<Event>) {
     }
 }
 
-/// The sentence of a log line, with the numbers that belong to it.
+/// The sentence of a log line.
 fn told(line: &Value) -> Option<String> {
     let fields = line["fields"].as_object()?;
+    let event = fields.get("event").and_then(Value::as_str).unwrap_or_default();
+    match event {
+        "claim" => Some(sentence("claims slot {slot} of {name}", fields)),
+        "fenced" => Some(sentence("fence: no write of slot {slot} can land any more", fields)),
+        "recovered" => Some(sentence(
+            "replay of {records} records: {applied} images applied, {in_place} were in place; \
+             slot {slot} is free",
+            fields,
+        )),
+        _ => with_fields(fields),
+    }
+}
+
+/// A sentence with the values of the fields it names.
+fn sentence(form: &str, fields: &Map<String, Value>) -> String {
+    fields.iter().fold(form.to_owned(), |text, (name, value)| {
+        text.replace(&format!("{{{name}}}"), &plain(value))
+    })
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The message as it was logged, with the numbers that belong to it.
+fn with_fields(fields: &Map<String, Value>) -> Option<String> {
     let message = fields.get("message")?.as_str()?;
     let rest: Vec<String> = fields
         .iter()
         .filter(|(name, _)| !["message", "event"].contains(&name.as_str()))
-        .map(|(name, value)| match value {
-            Value::String(text) => format!("{name} {text}"),
-            other => format!("{name} {other}"),
-        })
+        .map(|(name, value)| format!("{name} {}", plain(value)))
         .collect();
     Some(if rest.is_empty() { message.into() } else { format!("{message} ({})", rest.join(", ")) })
 }
@@ -90,10 +113,18 @@ mod tests {
     fn a_line_is_told_with_its_numbers() {
         let line = serde_json::json!({
             "timestamp": "2026-11-22T16:03:08.500000Z",
-            "fields": {"message": "replayed", "event": "replay", "images": 12, "slot": "0"},
+            "fields": {"message": "replayed", "event": "new", "images": 12, "slot": "0"},
         });
         assert_eq!(told(&line).expect("a message"), "replayed (images 12, slot 0)");
         assert_eq!(time_of(&line), Some(57_788.5));
+    }
+
+    #[test]
+    fn a_known_event_is_a_sentence() {
+        let line = serde_json::json!({
+            "fields": {"message": "m", "event": "claim", "slot": 3, "name": "alpha"},
+        });
+        assert_eq!(told(&line).expect("a sentence"), "claims slot 3 of alpha");
     }
 
     #[test]

@@ -77,8 +77,11 @@ fn a_name_that_leads_astray_is_found() {
                 let end = s.superblock.geometry().cluster_start(1);
                 s.edit_value("pipe", |value| value.addr = BlockNo(end.0 - 1));
             }),
-            ("it lies in cluster 1, which is a journal", |s| {
+            ("/pipe leads to the orphan directory of slot 3, which must not have a name", |s| {
                 s.edit_value("pipe", |value| value.addr = s.orphans);
+            }),
+            ("it lies in cluster 1, which is a journal", |s| {
+                s.edit_value("pipe", |value| value.addr = s.orphans.plus(1));
             }),
             ("/link: its name says that it is a file, it is a symbolic link", |s| {
                 s.edit_value("link", |value| value.kind = FileKind::File);
@@ -176,7 +179,7 @@ fn a_tree_that_is_wrong_in_itself_is_found() {
         4,
         &[
             ("/dir: a node of its tree is damaged: the checksum", |s| {
-                s.flip(s.leaf_of(s.dir, 2), 99)
+                s.flip(s.leaf_of(s.dir, 2), 99);
             }),
             ("/dir: a node of its tree belongs to the lock in block 5", |s| {
                 s.edit_node(s.leaf_of(s.dir, 2), |block| block.owner = BlockNo(5));
@@ -187,7 +190,7 @@ fn a_tree_that_is_wrong_in_itself_is_found() {
         ],
     );
     each_is_found(
-        2,
+        3,
         &[
             ("/huge: a node of its tree has a key above its range", |s| {
                 s.edit_node(s.leaf_of(s.huge, 0), |block| block.node.entries[2].0 = key_of(9));
@@ -312,7 +315,7 @@ fn an_extended_attribute_that_is_wrong_is_found() {
                 "piece 2 of the extended attribute \"user.c\" has 1000 bytes but is not the last",
                 |s| {
                     s.edit_node(s.leaf_of(s.attrs_tree, 1), |b| {
-                        b.node.entries[0].1 = vec![0; 1000]
+                        b.node.entries[0].1 = vec![0; 1000];
                     });
                 },
             ),

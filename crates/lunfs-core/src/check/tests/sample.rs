@@ -5,9 +5,9 @@ use std::hash::Hasher;
 
 use lunfs_format::{
     BLOCK, BlockNo, Cluster, Content, Descriptor, EntryValue, FRONTIER_LOCK, FileKind, Holder,
-    Incarnation, JOURNAL_HEADERS, JOURNAL_ORPHANS, JournalHeader, Lock, LockMode, LockObject,
-    MapEntry, Node, NodeBlock, Pulse, PulseState, RECORD, RENAME_LOCK, SlotNo, Stamp, Superblock,
-    Timestamp, Tree, Version, stored_checksum,
+    Incarnation, JOURNAL_HEADERS, JOURNAL_ORPHANS, JOURNAL_RING, JournalHeader, Lock, LockMode,
+    LockObject, MapEntry, Node, NodeBlock, Pulse, PulseState, RECORD, RENAME_LOCK, RecordEntry,
+    RecordHead, SlotNo, Stamp, Superblock, Timestamp, Tree, Version, stored_checksum,
 };
 
 use super::disk::{Memory, formatted};
@@ -202,6 +202,19 @@ impl Sample {
             let at = self.journal.plus(offset);
             self.disk.put(at, &header.encode(self.superblock.volume, at)[..]);
         }
+        let record = RecordHead {
+            slot: SLOT,
+            incarnation: STALE.incarnation,
+            sequence: 1,
+            head_index: 0,
+            head_count: 1,
+            image_count: 0,
+            previous: 0,
+            durable: 0,
+            entries: vec![RecordEntry::Revoke { block: self.freed }],
+        };
+        let at = self.journal.plus(JOURNAL_RING + 300);
+        self.disk.put(at, &record.encode(self.superblock.volume, at)[..]);
         self.edit_pulse(SLOT, |pulse| {
             (pulse.incarnation, pulse.journal) = (LIFE, Some(self.journal));
         });

@@ -117,7 +117,7 @@ fn a_damaged_journal_is_found() {
         s.edit_header(1, &change);
     }
     each_is_found(
-        1,
+        2,
         &[
             ("both copies of its header are damaged", |s| {
                 s.flip(s.journal.plus(JOURNAL_HEADERS[0]), 70);
