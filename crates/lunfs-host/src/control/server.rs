@@ -57,10 +57,11 @@ pub struct Control {
 }
 
 /// A bound socket and its own number: once the kernel has unmounted us, our name may already belong to
-/// another mount.
+/// another mount. The listener keeps the number ours.
 pub(super) struct Socket {
     path: PathBuf,
     inode: u64,
+    listener: Rc<UnixListener>,
 }
 
 struct Served {
@@ -78,7 +79,8 @@ impl Control {
         about: About,
         mount: &Mount,
     ) -> Result<(Control, mpsc::UnboundedReceiver<Unmount>)> {
-        let (listener, socket) = listen(socket_path(mount.device))?;
+        let socket = listen(socket_path(mount.device))?;
+        let listener = Rc::clone(&socket.listener);
         let (unmounts, wanted) = mpsc::unbounded_channel();
         let volume = Rc::clone(volume);
         let served = Rc::new(Served { volume, about, mount: mount.clone(), unmounts });
@@ -100,10 +102,10 @@ impl Drop for Control {
 impl Socket {
     pub(super) fn remove(&self) -> io::Result<()> {
         let _alone = lock_directory()?;
-        if fs::metadata(&self.path)?.ino() == self.inode {
-            fs::remove_file(&self.path)
-        } else {
-            Ok(())
+        match fs::metadata(&self.path) {
+            Ok(about) if about.ino() == self.inode => fs::remove_file(&self.path),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
         }
     }
 }
@@ -116,7 +118,7 @@ fn lock_directory() -> io::Result<File> {
     Ok(directory)
 }
 
-pub(super) fn listen(path: PathBuf) -> Result<(UnixListener, Socket)> {
+pub(super) fn listen(path: PathBuf) -> Result<Socket> {
     let bind = || -> io::Result<(UnixListener, u64)> {
         let _alone = lock_directory()?;
         // The number belongs to our mount now: what is there was left by a dead or ending one.
@@ -129,12 +131,12 @@ pub(super) fn listen(path: PathBuf) -> Result<(UnixListener, Socket)> {
         Ok((listener, fs::metadata(&path)?.ino()))
     };
     match bind() {
-        Ok((listener, inode)) => Ok((listener, Socket { path, inode })),
+        Ok((listener, inode)) => Ok(Socket { path, inode, listener: Rc::new(listener) }),
         Err(e) => Err(HostError::io(format!("cannot listen on {}", path.display()), e)),
     }
 }
 
-async fn accept(listener: UnixListener, served: Rc<Served>) {
+async fn accept(listener: Rc<UnixListener>, served: Rc<Served>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

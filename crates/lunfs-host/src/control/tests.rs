@@ -51,11 +51,12 @@ fn an_ending_mount_leaves_the_socket_of_its_successor_alone() {
     crate::scratch::block_on(async {
         // No kernel hands out such a number.
         let path = socket_path((u32::MAX, std::process::id()));
-        let (_old_listener, old) = server::listen(path.clone()).unwrap();
-        let (_new_listener, new) = server::listen(path.clone()).unwrap();
+        let old = server::listen(path.clone()).unwrap();
+        let new = server::listen(path.clone()).unwrap();
         old.remove().unwrap();
         assert!(path.exists(), "it is the successor's");
         new.remove().unwrap();
         assert!(!path.exists());
+        new.remove().expect("and gone is gone");
     });
 }
