@@ -12,6 +12,7 @@ use std::rc::Weak;
 use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, LockObject, RECORD};
 
 use crate::error::{Error, Kind, Result};
+use crate::io::Settled;
 use crate::locks::{ReadGuard, Wish, WishKind};
 use crate::volume::Volume;
 
@@ -19,6 +20,8 @@ use crate::volume::Volume;
 const METADATA_RESERVE: u32 = 96;
 /// Clusters looked at in one search for a free one.
 const SEARCH_MAX: u64 = 4096;
+/// Clusters of other hosts whose free space is read again each time it is asked for.
+const RENEWED: u64 = 64;
 /// Clusters that one extension of the frontier initialises.
 const FRONTIER_STEP: u64 = 64;
 
@@ -40,6 +43,8 @@ pub struct Allocator {
     seen: BTreeMap<u64, u32>,
     current: Option<u64>,
     epochs: u64,
+    /// Where the next renewal of what was seen begins.
+    renewed: u64,
     /// Where this host begins to look for clusters.
     home: u64,
 }
@@ -54,6 +59,7 @@ impl Allocator {
             seen: BTreeMap::new(),
             current: None,
             epochs: 0,
+            renewed: 0,
             home: spread,
         }
     }
@@ -92,9 +98,15 @@ impl Allocator {
         self.seen.insert(index, free);
     }
 
-    /// Clusters never read so far.
-    pub fn unseen(&self, initialised: u64) -> Vec<u64> {
-        (0..initialised).filter(|i| !self.seen.contains_key(i)).collect()
+    /// Clusters never read so far, and the next few whose reading is to be renewed.
+    pub fn to_read(&mut self, initialised: u64) -> Vec<u64> {
+        let (from, to) = (self.renewed, self.renewed + RENEWED.min(initialised));
+        self.renewed = if initialised == 0 { 0 } else { to % initialised };
+        let due = |i: &u64| (from..to).contains(i) || (from..to).contains(&(i + initialised));
+        (0..initialised)
+            .filter(|i| !self.held.contains_key(i))
+            .filter(|i| !self.seen.contains_key(i) || due(i))
+            .collect()
     }
 
     fn take(&mut self, index: u64, len: u32, reserve: u32) -> Option<u32> {
@@ -254,7 +266,7 @@ impl Volume {
                 return Ok(true);
             }
         }
-        self.extend_frontier().await
+        self.extend_frontier(false).await
     }
 
     /// Reads a cluster's header without its lock: a hint.
@@ -285,37 +297,47 @@ impl Volume {
         Ok(lock.payload)
     }
 
-    /// Initialises more clusters; `false`: the volume has no more.
-    async fn extend_frontier(&self) -> Result<bool> {
+    /// Initialises more clusters under the frontier's lock, held exclusively on this host too: two
+    /// tasks that both did it would write over clusters that are in use already. `false`: the volume
+    /// has no more, or another host is at it and `wait` is not allowed.
+    async fn extend_frontier(&self, wait: bool) -> Result<bool> {
         let at = lunfs_format::FRONTIER_LOCK;
         let wish = Wish { addr: at, birth: 0, kind: WishKind::System };
-        if self.initialised().await? >= self.sb.cluster_count {
+        let seen = self.initialised().await?;
+        if seen >= self.sb.cluster_count {
             return Ok(false);
         }
-        let Some(guard) = self.try_take(wish).await? else { return Ok(false) };
-        let entry = guard.entry.clone();
-        let lock = entry.held().expect("just taken");
+        let guard = if wait {
+            self.hold(wish).await?
+        } else {
+            match self.try_hold(wish).await? {
+                Some(guard) => guard,
+                None => return Ok(false),
+            }
+        };
+        let lock = guard.entry.held().expect("just taken");
         let from = lock.payload;
         let to = (from + FRONTIER_STEP).min(self.sb.cluster_count);
-        for index in from..to {
-            for (block, bytes) in crate::format::empty_cluster(&self.sb, index) {
-                self.io.write(block, bytes, true).await?;
+        // Another task or host may have been faster: then there is more already.
+        if from == seen {
+            for index in from..to {
+                for (block, bytes) in crate::format::empty_cluster(&self.sb, index) {
+                    self.io.write(block, bytes, true).await?;
+                }
             }
         }
         // A crash before this leaves clusters initialised that nobody believes in: the next host
         // does it again. Nobody uses them before the frontier says so.
-        drop(guard);
-        let raised = lunfs_format::Lock { payload: to, ..lock };
-        let new = crate::lock::released(
-            &raised,
-            self.me().slot,
-            None,
-            lunfs_format::Stamp::default(),
-            self.nonce(),
-        );
-        self.swap_lock(at, &lock, &new).await?;
-        entry.set_held(None);
-        Ok(to > from)
+        let payload = if from == seen { to } else { from };
+        let raised = lunfs_format::Lock { payload, ..lock };
+        let none = lunfs_format::Stamp::default();
+        let new = crate::lock::released(&raised, self.me().slot, None, none, self.nonce());
+        if let Settled::Lost(_) = self.swap_lock(at, &lock, &new).await? {
+            self.io.stop("the frontier lock changed under its exclusive holder");
+            return Err(Error::new(Kind::Stopped, "a lock changed under its holder"));
+        }
+        guard.entry.set_held(None);
+        Ok(payload > seen)
     }
 
     /// Asks other hosts for clusters with free space, holding nothing. `false`: there is none.
@@ -323,6 +345,9 @@ impl Volume {
         // What was freed here may only wait for its record and for in-place writes.
         self.journal().commit(&self.io).await?;
         self.journal().checkpoint(&self.io).await?;
+        if self.extend_frontier(true).await? {
+            return Ok(true);
+        }
         let initialised = self.initialised().await?;
         let mut asked = 0;
         for index in 0..initialised {

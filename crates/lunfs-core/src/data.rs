@@ -162,6 +162,21 @@ impl Volume {
         .await
     }
 
+    /// Writes at the end of the file, wherever that is when the lock is ours; returns where it was.
+    pub async fn append(&self, file: FileId, data: Vec<u8>) -> Result<u64> {
+        self.writable()?;
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(file)).await?;
+            let at = self.current(file).size;
+            if at.saturating_add(data.len() as u64) > SIZE_MAX {
+                return Err(Error::new(Kind::TooLong, "beyond the largest size of a file"));
+            }
+            self.write_guarded(&guard, file, at, &data).await?;
+            Ok(at)
+        })
+        .await
+    }
+
     async fn write_guarded(
         &self,
         guard: &WriteGuard,
@@ -504,10 +519,10 @@ impl Volume {
         inode.change(
             || self.cached_descriptor(id.addr),
             |p| {
-                let replaced = run.map(|(b, n)| (b, u64::from(n)));
+                let replaced = run.map(|(b, n)| (b, u64::from(n))).into_iter().collect();
                 let old =
                     p.deltas.insert(index, Delta { entry, reserved: None, replaced, complete });
-                assert!(old.is_none_or(|d| d.reserved.is_none() && d.replaced.is_none()));
+                assert!(old.is_none_or(|d| d.reserved.is_none() && d.replaced.is_empty()));
             },
         );
     }
@@ -578,7 +593,9 @@ impl Volume {
             let count = inode.change(
                 || self.cached_descriptor(id.addr),
                 |p| {
-                    let delta = Delta { entry, reserved: Some(reserved), replaced: None, complete };
+                    // A delta that took this block out of the map gives up its old run still.
+                    let replaced = p.deltas.remove(&part.index).map_or(Vec::new(), |d| d.replaced);
+                    let delta = Delta { entry, reserved: Some(reserved), replaced, complete };
                     p.deltas.insert(part.index, delta);
                     p.deltas.len()
                 },
@@ -674,6 +691,7 @@ impl Volume {
 
     /// Everything of the file that was acknowledged survives any crash from now on.
     pub async fn fsync(&self, file: FileId) -> Result<()> {
+        let _operation = self.operation()?;
         self.write_back_id(file).await?;
         let written = self.inodes.borrow().get(&file).and_then(|i| i.written.get());
         if let Some(complete) = written {
@@ -760,17 +778,21 @@ fn install(
     }
     inode.change(current, |p| {
         let delta = match p.deltas.remove(&job.index) {
-            // The run that is replaced was never in a transaction: dropping it frees it.
-            Some(old) if job.reserved.is_some() => Delta {
+            Some(old) if job.reserved.is_some() => {
+                let mut replaced = old.replaced;
+                // A replaced run that was never in a transaction goes with its reservation.
+                if old.reserved.is_none() {
+                    replaced.extend(job.replaced);
+                }
+                Delta { entry: job.entry, reserved: job.reserved, replaced, complete }
+            }
+            Some(old) => Delta { entry: job.entry, complete, ..old },
+            None => Delta {
                 entry: job.entry,
                 reserved: job.reserved,
-                replaced: if old.reserved.is_some() { old.replaced } else { job.replaced },
+                replaced: job.replaced.into_iter().collect(),
                 complete,
             },
-            Some(old) => Delta { entry: job.entry, complete, ..old },
-            None => {
-                Delta { entry: job.entry, reserved: job.reserved, replaced: job.replaced, complete }
-            }
         };
         p.deltas.insert(job.index, delta);
     });

@@ -29,8 +29,8 @@ pub struct Delta {
     pub entry: MapEntry,
     /// Space it uses that no transaction knows.
     pub reserved: Option<Reservation>,
-    /// The run it replaces.
-    pub replaced: Option<(BlockNo, u64)>,
+    /// Runs it gives up.
+    pub replaced: Vec<(BlockNo, u64)>,
     /// Flushes begun when its data was complete.
     pub complete: u64,
 }
@@ -107,7 +107,9 @@ impl Volume {
     /// Forgets files that nobody has open and that have nothing pending.
     pub(crate) fn trim_inodes(&self) {
         self.inodes.borrow_mut().retain(|_, inode| {
-            inode.opens.get() > 0 || inode.is_dirty() || Rc::strong_count(inode) > 1
+            // Data that was overwritten in place leaves no delta: fsync must still flush it.
+            let unflushed = inode.written.get().is_some_and(|w| self.flushes_ended.get() <= w);
+            unflushed || inode.opens.get() > 0 || inode.is_dirty() || Rc::strong_count(inode) > 1
         });
     }
 
@@ -225,9 +227,7 @@ impl Volume {
             if let Some(reserved) = &delta.reserved {
                 blocks += reserved.len as i64;
             }
-            if let Some((_, len)) = delta.replaced {
-                blocks -= len as i64;
-            }
+            blocks -= delta.replaced.iter().map(|(_, len)| *len as i64).sum::<i64>();
         }
         let body = {
             let pending = inode.pending.borrow();
@@ -243,8 +243,8 @@ impl Volume {
             }
             body
         };
-        for (start, len) in deltas.iter().filter_map(|(_, d)| d.replaced) {
-            tx.free_run(start, len);
+        for (start, len) in deltas.iter().flat_map(|(_, d)| &d.replaced) {
+            tx.free_run(*start, *len);
         }
         if let Err(e) = tx.prepare().await {
             return Err((deltas, e));

@@ -226,7 +226,16 @@ impl Io {
                 Err(IoError::TooLate) => continue,
                 Err(IoError::Failed(_)) => self.env.clock.sleep(RETRY_PAUSE).await,
             }
-            let found = self.read_record(at).await?;
+            let found = match self.read_record(at).await {
+                Ok(found) => found,
+                Err(e) if doubt && e.kind != Kind::Stopped => {
+                    // It may have landed or may land yet, and we cannot look: to go on would be to
+                    // guess who holds what.
+                    self.stop(format!("a compare-and-write at byte {at} stays in doubt: {e}"));
+                    return Err(Error::new(Kind::Stopped, e.to_string()));
+                }
+                Err(e) => return Err(e),
+            };
             if found[..RECORD] == new[..] {
                 self.count(|c| c.in_doubt_landed += 1);
                 return Ok(Settled::Won);

@@ -264,10 +264,12 @@ impl Volume {
     /// Leaves cleanly: everything durable and in place, then the slot is free at the next
     /// incarnation, which makes every lock we still hold takeable at once.
     pub async fn unmount(&self) -> Result<()> {
+        // Operations are refused from here on, and those under way end first: nothing may be
+        // acknowledged that the last checkpoint does not carry.
         self.closing.set(true);
         loop {
             let done = self.tasks_done.notified();
-            if self.tasks.get() == 0 {
+            if self.tasks.get() == 0 && self.operations.get() == 0 {
                 break;
             }
             futures_util::future::select(std::pin::pin!(done), Box::pin(self.io.until_stopped()))
@@ -305,6 +307,7 @@ impl Volume {
             free.geometry_epoch = confirmed.geometry_epoch;
             match self.region.swap(&self.io, &confirmed, &free).await? {
                 Settled::Won => return Ok(()),
+                Settled::Lost(found) if self.is_later(&found, &confirmed) => return Ok(()),
                 Settled::Lost(found) => {
                     let seen =
                         Pulse::decode(&found[..lunfs_format::RECORD], self.sb.volume, self.slot())

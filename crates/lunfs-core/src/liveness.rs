@@ -154,17 +154,17 @@ impl Liveness {
 pub struct Observation {
     seen: Pulse,
     good: Duration,
-    tail: u32,
+    tail: Duration,
     since: Instant,
 }
 
-/// Intervals without a gap that must end an observation (N24).
+/// The victim's intervals without a gap that must end an observation (N24).
 const TAIL: u32 = 3;
 
 impl Observation {
     /// The first look at an image, by a read answered at `answered`.
     pub fn first(seen: Pulse, answered: Instant) -> Observation {
-        Observation { seen, good: Duration::ZERO, tail: 0, since: answered }
+        Observation { seen, good: Duration::ZERO, tail: Duration::ZERO, since: answered }
     }
 
     /// The image last seen.
@@ -184,17 +184,19 @@ impl Observation {
         let gap = lease(self.seen.timing) / 2;
         let slow = !well || answered.since(submitted) > gap || submitted.since(self.since) > gap;
         if slow {
-            self.tail = 0;
+            self.tail = Duration::ZERO;
         } else {
-            self.good += submitted.since(self.since);
-            self.tail += 1;
+            let silent = submitted.since(self.since);
+            self.good += silent;
+            self.tail += silent;
         }
         self.since = submitted.max(self.since);
     }
 
     /// Has it been silent long enough to be fenced and claimed?
     pub fn is_ripe(&self) -> bool {
-        self.good >= claim_wait(self.seen.timing) && self.tail >= TAIL
+        let timing = self.seen.timing;
+        self.good >= claim_wait(timing) && self.tail >= interval(timing) * TAIL
     }
 
     /// Good time of silence so far.

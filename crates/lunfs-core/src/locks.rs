@@ -24,7 +24,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
-use crate::lock::{Judged, acquired, judge, released};
+use crate::lock::{Judged, acquired, judge, released, voided};
 use crate::meta::{Cached, Meta};
 use crate::types::FileId;
 use crate::volume::Volume;
@@ -90,16 +90,15 @@ pub struct WriteGuard {
 /// All locks that this host knows.
 #[derive(Default)]
 pub struct Locks {
-    entries: RefCell<BTreeMap<BlockNo, Rc<Entry>>>,
+    /// By address and birth: a stale handle never gets the entry of the file that is there now.
+    entries: RefCell<BTreeMap<(BlockNo, u64), Rc<Entry>>>,
 }
 
 impl Locks {
     /// The entry of this lock, made if need be.
     pub fn entry(&self, addr: BlockNo, birth: u64, object: LockObject) -> Rc<Entry> {
         let mut entries = self.entries.borrow_mut();
-        if let Some(entry) = entries.get(&addr)
-            && (entry.birth == birth || entry.held.get().is_some())
-        {
+        if let Some(entry) = entries.get(&(addr, birth)) {
             return entry.clone();
         }
         let entry = Rc::new(Entry {
@@ -111,23 +110,34 @@ impl Locks {
             contended_until: Cell::new(Instant(0)),
             used: Cell::new(Instant(0)),
         });
-        entries.insert(addr, entry.clone());
+        entries.insert((addr, birth), entry.clone());
         entry
     }
 
-    /// The entry of this lock, if it is known.
+    /// The entry of the lock at this address that is held, or else any.
     pub fn get(&self, addr: BlockNo) -> Option<Rc<Entry>> {
-        self.entries.borrow().get(&addr).cloned()
+        let entries = self.entries.borrow();
+        let mut here = entries.range((addr, 0)..=(addr, u64::MAX)).map(|(_, e)| e);
+        here.clone().find(|e| e.held.get().is_some()).or_else(|| here.next()).cloned()
+    }
+
+    fn exactly(&self, wish: Wish) -> Option<Rc<Entry>> {
+        self.entries.borrow().get(&(wish.addr, wish.birth)).cloned()
+    }
+
+    fn is_known(&self, entry: &Rc<Entry>) -> bool {
+        let entries = self.entries.borrow();
+        entries.get(&(entry.addr, entry.birth)).is_some_and(|now| Rc::ptr_eq(now, entry))
     }
 
     /// Generation at which this host holds the lock.
     pub fn generation(&self, addr: BlockNo) -> Option<lunfs_format::Version> {
-        Some(self.entries.borrow().get(&addr)?.held.get()?.generation)
+        Some(self.get(addr)?.held.get()?.generation)
     }
 
     /// Forgets a lock whose object is gone.
     pub fn forget(&self, addr: BlockNo) {
-        self.entries.borrow_mut().remove(&addr);
+        self.entries.borrow_mut().retain(|(at, _), _| *at != addr);
     }
 
     /// All held locks.
@@ -145,7 +155,7 @@ impl Locks {
         let from = BlockNo(addr.0.saturating_sub(span));
         self.entries
             .borrow()
-            .range(from..=addr.plus(span))
+            .range((from, 0)..=(addr.plus(span), u64::MAX))
             .map(|(_, e)| e)
             .filter(|e| e.addr != addr && e.held.get().is_some())
             .filter(|e| e.object == LockObject::Descriptor && Rc::strong_count(e) == 1)
@@ -225,10 +235,7 @@ impl Volume {
             if entry.held.get().is_none() {
                 self.acquire(&entry).await?;
             }
-            if entry.birth != wish.birth {
-                return Err(Error::new(Kind::Stale, format!("the file at {} is gone", wish.addr)));
-            }
-            if !self.locks.get(wish.addr).is_some_and(|now| Rc::ptr_eq(&now, &entry)) {
+            if !self.locks.is_known(&entry) {
                 continue;
             }
             entry.used.set(self.now());
@@ -266,10 +273,9 @@ impl Volume {
     async fn try_hold_all(&self, wishes: &[Wish]) -> Option<Vec<WriteGuard>> {
         let mut guards = Vec::new();
         for wish in wishes {
-            let entry = self.locks.get(wish.addr)?;
+            let entry = self.locks.exactly(*wish)?;
             let guard = entry.rw.clone().write_owned().await;
-            let same = self.locks.get(wish.addr).is_some_and(|now| Rc::ptr_eq(&now, &entry));
-            if !same || entry.held.get().is_none() || entry.birth != wish.birth {
+            if !self.locks.is_known(&entry) || entry.held.get().is_none() {
                 return None;
             }
             entry.used.set(self.now());
@@ -295,12 +301,24 @@ impl Volume {
         Ok(Some(ReadGuard { entry: entry.clone(), _guard: guard.downgrade() }))
     }
 
+    /// Takes a lock for changing its object if no other host holds it. Waits for other tasks of this
+    /// host only.
+    pub(crate) async fn try_hold(&self, wish: Wish) -> Result<Option<WriteGuard>> {
+        let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
+        let guard = entry.rw.clone().write_owned().await;
+        while entry.held.get().is_none() {
+            match self.attempt(&entry).await? {
+                Attempt::Done => {}
+                Attempt::Again => self.sleep_about(POLL.0).await,
+                Attempt::HeldBy(_) => return Ok(None),
+            }
+        }
+        Ok(Some(WriteGuard { entry, _guard: guard }))
+    }
+
     /// A read guard if this host holds the lock.
     pub(crate) async fn read_held(&self, wish: Wish) -> Option<ReadGuard> {
-        let entry = self.locks.get(wish.addr)?;
-        if entry.birth != wish.birth {
-            return None;
-        }
+        let entry = self.locks.exactly(wish)?;
         let guard = entry.rw.clone().read_owned().await;
         entry.held.get()?;
         entry.used.set(self.now());
@@ -387,7 +405,7 @@ impl Volume {
             Judged::Stale(_) => self.take(entry, &lock, &body, true).await,
             Judged::Ours => {
                 // Handed to us by name, or a compare-and-write of ours landed late (H4).
-                self.install(entry, lock, None).await?;
+                self.install_or_void(entry, lock, None).await?;
                 Ok(Attempt::Done)
             }
             Judged::Held(holder) => Ok(Attempt::HeldBy(holder)),
@@ -416,7 +434,7 @@ impl Volume {
         // The compare-and-write compared the very image that was read beside this body: if the
         // stamp binds and matches, the body is current.
         let body = (!stale && stamp_matches(&lock.stamp, body)).then_some(body);
-        self.install(entry, mine, body).await?;
+        self.install_or_void(entry, mine, body).await?;
         Ok(Attempt::Done)
     }
 
@@ -428,6 +446,21 @@ impl Volume {
                 &new.encode(self.sb.volume, addr),
             )
             .await
+    }
+
+    /// A lock over a void body: its holder died while it deleted the object. We finish that, or
+    /// nobody could ever take the lock from us again.
+    async fn install_or_void(
+        &self,
+        entry: &Rc<Entry>,
+        lock: Lock,
+        body: Option<&[u8]>,
+    ) -> Result<()> {
+        let installed = self.install(entry, lock, body).await;
+        if installed.as_ref().is_err_and(|e| e.kind == Kind::Stale) {
+            self.swap_lock(entry.addr, &lock, &voided(&lock, self.nonce())).await?;
+        }
+        installed
     }
 
     /// Reads the body of a lock that is ours now and remembers both.
@@ -604,14 +637,25 @@ impl Volume {
     }
 
     /// R6 for several locks at once: the caller's guards say that their operations drained.
-    async fn release_all(&self, batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
+    async fn release_all(&self, mut batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
         let mut locks = BTreeSet::new();
-        for (guard, _) in &batch {
-            if guard.entry.object == LockObject::Descriptor {
-                self.write_back(guard).await?;
+        let mut failed = Ok(());
+        let mut ready = Vec::new();
+        for (guard, successor) in batch.drain(..) {
+            let written = match guard.entry.object {
+                LockObject::Descriptor => self.write_back(&guard).await,
+                LockObject::Cluster | LockObject::Journal | LockObject::System => Ok(()),
+            };
+            match written {
+                Ok(()) => {
+                    locks.insert(guard.entry.addr);
+                    ready.push((guard, successor));
+                }
+                // One file that cannot be written back keeps its own lock, not its neighbours'.
+                Err(e) => failed = failed.and(Err(e)),
             }
-            locks.insert(guard.entry.addr);
         }
+        let batch = ready;
         self.journal().commit(&self.io).await?;
         self.journal().place_locks(&self.io, &locks).await?;
         // A crash before the next write leaves the lock ours and stale: replay finds all of it in
@@ -620,7 +664,7 @@ impl Volume {
         for answer in join_all(jobs).await {
             answer?;
         }
-        Ok(())
+        failed
     }
 
     async fn give(&self, entry: &Rc<Entry>, successor: Option<Holder>) -> Result<()> {

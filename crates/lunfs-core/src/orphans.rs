@@ -10,7 +10,9 @@
 
 use std::ops::Bound;
 
-use lunfs_format::{BlockNo, Content, Descriptor, FileKind, LockMode, MapEntry, Tree, Version};
+use lunfs_format::{
+    BlockNo, Content, Descriptor, FileKind, LockMode, MapEntry, PulseState, SlotNo, Tree, Version,
+};
 
 use crate::data::Held;
 use crate::error::{Error, Kind, Result};
@@ -84,11 +86,22 @@ impl Volume {
             .collect()
     }
 
-    /// Moves the orphans of a recovered slot to our own list.
-    pub(crate) async fn adopt_orphans(&self, directory: FileId) -> Result<u64> {
+    /// Moves the orphans of a recovered slot to our own list, as long as nobody lives in that slot:
+    /// what a new host lists there may be open, and is its own to free.
+    pub(crate) async fn adopt_orphans(
+        &self,
+        directory: FileId,
+        slot: SlotNo,
+        incarnation: u64,
+    ) -> Result<u64> {
         let mut adopted = 0;
         loop {
             let _guard = self.hold(Wish::from(directory)).await?;
+            // A host that joins after this look cannot list anything before we let go of the lock.
+            let pulse = self.region.pulse(&self.io, slot).await?;
+            if pulse.state != PulseState::Free || pulse.incarnation.0 != incarnation {
+                return Ok(adopted);
+            }
             let batch = self.orphans_in(directory, None).await?;
             if batch.is_empty() {
                 return Ok(adopted);
@@ -105,6 +118,7 @@ impl Volume {
 
     /// Frees all our orphans that nobody has open here.
     pub(crate) async fn reap_own(&self) -> Result<()> {
+        let _alone = self.reaping.lock().await;
         let own = self.own_orphans();
         let mut after: Option<Orphan> = None;
         loop {
@@ -131,6 +145,13 @@ impl Volume {
         }
     }
 
+    /// Does our own list have anything that may be freed now?
+    pub(crate) fn has_orphans(&self) -> bool {
+        let own = self.own_orphans();
+        self.locks.get(own.addr).is_some_and(|e| e.held().is_some())
+            && self.cached_descriptor(own.addr).size > 0
+    }
+
     /// Frees a listed run; its cluster may have to come from another host.
     async fn free_listed(&self, start: BlockNo, len: u64) -> Result<()> {
         let Some(index) = self.geometry().cluster_of(start) else {
@@ -141,7 +162,7 @@ impl Volume {
         let mut tx = self.begin(8).await?;
         tx.unlist_orphan(self.own_orphans().addr, Orphan::Run { start, len });
         tx.free_run(start, len);
-        tx.finish().await
+        freed_once(tx.finish().await)
     }
 
     /// Begins to free a deleted file if no handle on this host keeps it.
@@ -269,10 +290,8 @@ impl Volume {
     /// Frees the blocks of a descriptor whose lock is void, or whose body is.
     async fn reap_void(&self, id: FileId) -> Result<()> {
         let (lock, _) = self.read_lock(id.addr).await?;
-        let lock = lock.filter(|l| l.generation.birth == id.birth);
-        let Some(lock) = lock else {
-            return Err(Error::new(Kind::Corrupt, format!("orphan {} has no lock", id.addr)));
-        };
+        // No such lock: it was freed, and its place serves for something else.
+        let Some(lock) = lock.filter(|l| l.generation.birth == id.birth) else { return Ok(()) };
         if lock.mode != LockMode::Void {
             // Its host died between body and lock: nobody else takes a void body, so nobody holds it.
             self.swap_lock(id.addr, &lock, &voided(&lock, self.nonce())).await?;
@@ -280,6 +299,15 @@ impl Volume {
         let mut tx = self.begin(8).await?;
         tx.unlist_orphan(self.own_orphans().addr, Orphan::File(id));
         tx.free_descriptor(id.addr);
-        tx.finish().await
+        freed_once(tx.finish().await)
+    }
+}
+
+/// The removal from the list and the freeing are one transaction; if the orphan is no longer listed,
+/// somebody else has freed it.
+fn freed_once(done: Result<()>) -> Result<()> {
+    match done {
+        Err(e) if e.kind == Kind::NotFound => Ok(()),
+        other => other,
     }
 }

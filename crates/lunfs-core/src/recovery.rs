@@ -264,7 +264,10 @@ impl Volume {
         let mut free = Pulse::free(claim.slot, Incarnation(claim.incarnation.0 + 1), self.nonce());
         free.journal = claim.journal;
         free.geometry_epoch = claim.geometry_epoch;
-        if let Settled::Lost(_) = self.region.swap(&self.io, claim, &free).await? {
+        let swapped = self.region.swap(&self.io, claim, &free).await?;
+        if let Settled::Lost(found) = swapped
+            && !self.is_later(&found, claim)
+        {
             self.io.stop(format!("slot {slot} changed under its claimer"));
             return Err(Error::new(Kind::Stopped, "a claimed slot changed"));
         }
@@ -289,8 +292,9 @@ impl Volume {
             "dead host recovered"
         );
         if let Some(cluster) = claim.journal {
+            let (slot_no, life) = (claim.slot, free.incarnation.0);
             self.spawn(move |volume| async move {
-                match volume.adopt_from(cluster).await {
+                match volume.adopt_from(cluster, slot_no, life).await {
                     Err(e) if e.kind != Kind::Stopped => {
                         tracing::warn!(event = "adopt", slot, error = %e, "orphans stay listed");
                     }
@@ -301,9 +305,9 @@ impl Volume {
         Ok(())
     }
 
-    async fn adopt_from(&self, cluster: BlockNo) -> Result<()> {
+    async fn adopt_from(&self, cluster: BlockNo, slot: SlotNo, life: u64) -> Result<()> {
         if let Some(directory) = self.orphan_directory(cluster).await?
-            && self.adopt_orphans(directory).await? > 0
+            && self.adopt_orphans(directory, slot, life).await? > 0
         {
             self.reap_own().await?;
         }
@@ -328,6 +332,12 @@ impl Volume {
         let attempts = claim.claim_attempts.min(6);
         self.io.env.clock.sleep(Duration::from_millis(500) * (1 << attempts)).await;
         Ok(())
+    }
+
+    /// Is this image of a slot one of a later life: did our change land, and somebody join since?
+    pub(crate) fn is_later(&self, found: &[u8], than: &Pulse) -> bool {
+        Pulse::decode(&found[..RECORD], self.sb.volume, than.slot)
+            .is_ok_and(|now| now.incarnation > than.incarnation)
     }
 
     pub(crate) fn journal_place(&self, cluster: BlockNo) -> Place {

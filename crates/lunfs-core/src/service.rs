@@ -245,8 +245,18 @@ impl Volume {
     async fn doorbell_loop(&self) -> Result<()> {
         let mut rung = Instant(0);
         loop {
-            self.begin_work(Service::Doorbell);
-            let (_, bells) = self.region.read_with_bells(&self.io, self.slot()).await?;
+            if self.busy_since[Service::Doorbell as usize].get().is_none() {
+                self.begin_work(Service::Doorbell);
+            }
+            let bells = match self.region.read_with_bells(&self.io, self.slot()).await {
+                Ok((_, bells)) => bells,
+                Err(e) if e.kind == Kind::Io => {
+                    // Reading may work again; if it does not, the host gives itself up in time.
+                    self.io.env.clock.sleep(TICK.0).await;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             let mine = self.me().incarnation;
             for (entry, bell) in bells {
                 if bell.state != BellState::Rung || bell.target_incarnation != mine {
@@ -285,7 +295,18 @@ impl Volume {
             } else {
                 (self.slot().0.saturating_sub(1), 3)
             };
-            self.look_around(SlotNo(first), count).await?;
+            match self.look_around(SlotNo(first), count).await {
+                Err(e) if e.kind == Kind::Io => {}
+                other => other?,
+            }
+            if round.is_multiple_of(SCAN.1) && self.has_orphans() && self.reaping.try_lock().is_ok()
+            {
+                self.spawn(|volume| async move {
+                    if let Err(e) = volume.reap_own().await {
+                        tracing::warn!(event = "reap", error = %e, "orphans stay for now");
+                    }
+                });
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use lunfs_format::{BlockNo, Cluster, Content, Descriptor, Node, Tree, Version};
 
 use crate::allocate::{Freed, Purpose, Reservation};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::journal::{Admission, Revoked};
 use crate::locks::{ReadGuard, WriteGuard};
 use crate::meta::{Cached, Meta};
@@ -263,12 +263,16 @@ impl<'v> Transaction<'v> {
         let mut tree = content_tree(body);
         let mut store = self.tree(lock);
         let old = tree::remove(&mut store, &mut tree, ORPHANS_INLINE, &orphan.key()).await?;
+        if old.is_none() {
+            // Somebody else freed it already: freeing it again would free what is there now.
+            return Err(Error::new(Kind::NotFound, "no such orphan is listed any more"));
+        }
         let nodes = store.nodes;
         body.blocks = body.blocks.wrapping_add_signed(nodes);
-        body.size -= u64::from(old.is_some());
+        body.size -= 1;
         body.content = Content::Tree(tree);
-        // Nodes that the removal freed: their cluster may be another host's, and listing them now
-        // would begin again. A run that this host can free at once goes; others are listed in it.
+        // Nodes that the removal freed: their cluster may be another host's, and deciding that now
+        // would begin again. They are listed and freed later.
         for run in std::mem::take(&mut self.freed) {
             self.gone.insert(run.start);
             let again = Orphan::Run { start: run.start, len: run.len };

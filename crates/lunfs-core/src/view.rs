@@ -161,6 +161,18 @@ impl Volume {
         id: FileId,
         mut read: impl AsyncFnMut(&View<'_>) -> Result<T>,
     ) -> Result<T> {
+        let _operation = self.operation()?;
+        let result = self.read_consistently(id, &mut read).await;
+        // R1: a cached answer too is given only by a host whose lease is open (H15).
+        self.io.pass().await?;
+        result
+    }
+
+    async fn read_consistently<T>(
+        &self,
+        id: FileId,
+        read: &mut impl AsyncFnMut(&View<'_>) -> Result<T>,
+    ) -> Result<T> {
         for _ in 0..ATTEMPTS_MAX {
             let view = self.view(id).await?;
             let result = read(&view).await;

@@ -69,10 +69,24 @@ pub struct Volume {
     pub(crate) to_run: RefCell<Option<mpsc::UnboundedReceiver<Task>>>,
     pub(crate) tasks: Cell<u64>,
     pub(crate) tasks_done: Notify,
+    pub(crate) operations: Cell<u64>,
+    pub(crate) reaping: Mutex<()>,
     pub(crate) closing: Cell<bool>,
     pub(crate) leaving: Cell<bool>,
     pub(crate) ended: Cell<bool>,
     pub(crate) ending: Notify,
+}
+
+/// An operation under way.
+pub(crate) struct Operation<'v> {
+    volume: &'v Volume,
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.volume.operations.set(self.volume.operations.get() - 1);
+        self.volume.tasks_done.notify_waiters();
+    }
 }
 
 impl Volume {
@@ -111,6 +125,8 @@ impl Volume {
             to_run: RefCell::new(Some(to_run)),
             tasks: Cell::new(0),
             tasks_done: Notify::new(),
+            operations: Cell::new(0),
+            reaping: Mutex::new(()),
             closing: Cell::new(false),
             leaving: Cell::new(false),
             ended: Cell::new(false),
@@ -212,6 +228,15 @@ impl Volume {
         Ok(())
     }
 
+    /// Counts an operation while it lasts; refused once unmount has begun.
+    pub(crate) fn operation(&self) -> Result<Operation<'_>> {
+        if self.closing.get() {
+            return Err(Error::new(Kind::Stopped, "the volume is being unmounted"));
+        }
+        self.operations.set(self.operations.get() + 1);
+        Ok(Operation { volume: self })
+    }
+
     pub(crate) fn note_dirty(&self) {
         self.dirtied.notify_one();
     }
@@ -242,6 +267,7 @@ impl Volume {
 
     /// Runs an operation; when no space is left, other hosts are asked for some and it runs again.
     pub(crate) async fn with_space<T>(&self, mut op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        let _operation = self.operation()?;
         let mut tries = 0;
         loop {
             match op().await {
@@ -271,6 +297,7 @@ impl Volume {
 
     /// Everything acknowledged so far survives any crash from now on.
     pub async fn sync(&self) -> Result<()> {
+        let _operation = self.operation()?;
         self.write_back_dirty().await?;
         self.flush_data(self.flushes_begun.get()).await?;
         self.journal().commit(&self.io).await
@@ -295,8 +322,8 @@ impl Volume {
     /// Space of the volume, as last seen.
     pub async fn space(&self) -> Result<Space> {
         let initialised = self.initialised().await?;
-        let unseen = self.alloc.borrow().unseen(initialised);
-        for chunk in unseen.chunks(32) {
+        let to_read = self.alloc.borrow_mut().to_read(initialised);
+        for chunk in to_read.chunks(32) {
             let reads = chunk.iter().map(|index| {
                 let start = self.geometry().cluster_start(*index);
                 async move { (*index, start, self.read_lock(start).await) }

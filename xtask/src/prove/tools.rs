@@ -8,10 +8,11 @@ use super::compare::compare;
 use super::copy_tree::make_source;
 use super::world::World;
 use super::{Extent, Figure};
-use crate::shell;
+use crate::{shell, tools};
 
 /// Copies a tree by rsync and by tar through A, makes a repository there, looks through B.
 pub fn run(_: &Extent) -> Result<Figure> {
+    println!("{}", tools::install()?);
     let mut world = World::new("tools")?;
     let source = world.path("source");
     make_source(&source, true)?;

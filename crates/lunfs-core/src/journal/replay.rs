@@ -119,6 +119,14 @@ pub async fn header(
             ),
         )),
         None => Ok(None),
+        Some(h) if h.incarnation < dead.incarnation && live => Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "the journal header of slot {}'s last life is unreadable; what that host had made \
+                 durable is in its journal (cluster {}), nothing was replayed",
+                dead.slot, place.cluster
+            ),
+        )),
         Some(h) if h.incarnation < dead.incarnation => Ok(None),
         Some(h) if h.incarnation > dead.incarnation => Err(Error::new(
             Kind::Corrupt,

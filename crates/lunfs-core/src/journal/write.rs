@@ -84,6 +84,8 @@ pub struct Journal {
     ring_blocks: u64,
     running: RefCell<Compound>,
     admitted: Cell<u64>,
+    /// Blocks of the record that is being written.
+    flying: Cell<u64>,
     ring: RefCell<Ring>,
     dirty: RefCell<BTreeMap<BlockNo, Dirty>>,
     /// Compounds closed so far; the running one has this number plus one.
@@ -131,6 +133,7 @@ impl Journal {
             ring_blocks: cluster_blocks - JOURNAL_RING,
             running: RefCell::default(),
             admitted: Cell::new(0),
+            flying: Cell::new(0),
             ring: RefCell::new(Ring {
                 sequence: 1,
                 position: 0,
@@ -156,11 +159,14 @@ impl Journal {
     pub async fn admit(self: &Rc<Self>, io: &Io, blocks: u64) -> Result<Admission> {
         loop {
             let progress = self.progress.notified();
-            let running = self.running.borrow().blocks.len() as u64;
-            let used = self.ring.borrow().used;
+            let (running, revokes) = {
+                let compound = self.running.borrow();
+                (compound.blocks.len() as u64, compound.revokes.len() as u64)
+            };
+            let used = self.ring.borrow().used + self.flying.get();
             // Heads of records take one block for each 62 entries; two more for rounding.
             let claimed = running + self.admitted.get() + blocks;
-            let need = used + claimed + claimed / 16 + 8;
+            let need = used + claimed + (claimed + revokes) / 16 + 8;
             if need <= self.ring_blocks || (used == 0 && running == 0 && self.admitted.get() == 0) {
                 self.admitted.set(self.admitted.get() + blocks);
                 return Ok(Admission { journal: self.clone(), blocks });
@@ -318,6 +324,7 @@ impl Journal {
             bytes.extend_from_slice(&image[..]);
         }
         let blocks = (bytes.len() / BLOCK) as u64;
+        self.flying.set(blocks);
         assert!(
             self.ring.borrow().used + blocks <= self.ring_blocks,
             "admission keeps room for every record"
@@ -335,6 +342,7 @@ impl Journal {
             ring.sequence += 1;
             ring.position = (ring.position + blocks) % self.ring_blocks;
             ring.used += blocks;
+            self.flying.set(0);
         }
         {
             let mut dirty = self.dirty.borrow_mut();

@@ -1,4 +1,5 @@
 //! A world without faults: a disk in memory, time that jumps, marks of life in a table.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -14,10 +15,20 @@ use lunfs_core::env::{
 use lunfs_core::{FileKind, Identity, MountOptions, New, Volume};
 use lunfs_format::{Pulse, SlotNo, Timestamp};
 
-/// A disk in memory that answers at once.
+/// A disk in memory with the latency of a good one.
 pub struct Ram {
     size: u64,
-    blocks: RefCell<BTreeMap<u64, [u8; 512]>>,
+    time: Time,
+    blocks: Rc<RefCell<BTreeMap<u64, [u8; 512]>>>,
+    /// Flushes so far.
+    pub flushes: Cell<u64>,
+}
+
+fn put(blocks: &RefCell<BTreeMap<u64, [u8; 512]>>, at: u64, data: &[u8]) {
+    let mut blocks = blocks.borrow_mut();
+    for (i, sector) in data.chunks(512).enumerate() {
+        blocks.insert(at / 512 + i as u64, sector.try_into().unwrap());
+    }
 }
 
 impl Ram {
@@ -30,10 +41,11 @@ impl Ram {
 
     /// Changes bytes of the disk.
     pub fn put(&self, at: u64, data: &[u8]) {
-        let mut blocks = self.blocks.borrow_mut();
-        for (i, sector) in data.chunks(512).enumerate() {
-            blocks.insert(at / 512 + i as u64, sector.try_into().unwrap());
-        }
+        put(&self.blocks, at, data);
+    }
+
+    fn after(&self, micros: u64) -> Answer<()> {
+        self.time.sleep(std::time::Duration::from_micros(micros))
     }
 }
 
@@ -42,15 +54,27 @@ impl Disk for Ram {
         Capabilities { logical_block: 512, size: self.size }
     }
     fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
-        let data = self.get(at, len);
-        Box::pin(async move { Ok(data) })
+        let (data, wait) = (self.get(at, len), self.after(200));
+        Box::pin(async move {
+            wait.await;
+            Ok(data)
+        })
     }
     fn write(&self, at: u64, data: Vec<u8>, _: bool, _: Instant) -> Answer<Result<(), IoError>> {
-        self.put(at, &data);
-        Box::pin(async { Ok(()) })
+        let (blocks, wait) = (self.blocks.clone(), self.after(1000));
+        Box::pin(async move {
+            wait.await;
+            put(&blocks, at, &data);
+            Ok(())
+        })
     }
     fn flush(&self) -> Answer<Result<(), IoError>> {
-        Box::pin(async { Ok(()) })
+        self.flushes.set(self.flushes.get() + 1);
+        let wait = self.after(5000);
+        Box::pin(async move {
+            wait.await;
+            Ok(())
+        })
     }
     fn compare_and_write(
         &self,
@@ -63,7 +87,11 @@ impl Disk for Ram {
         if same {
             self.put(at, &new);
         }
-        Box::pin(async move { Ok(if same { Compared::Written } else { Compared::Miscompare }) })
+        let wait = self.after(300);
+        Box::pin(async move {
+            wait.await;
+            Ok(if same { Compared::Written } else { Compared::Miscompare })
+        })
     }
     fn unmap(&self, _: u64, _: u64, _: Instant) -> Answer<Result<(), IoError>> {
         Box::pin(async { Ok(()) })
@@ -149,8 +177,9 @@ pub fn env(size: u64) -> (Env, Time) {
 
 /// The same, with the disk itself for looking at and damaging it.
 pub fn env_with_disk(size: u64) -> (Env, Time, Rc<Ram>) {
-    let disk = Rc::new(Ram { size, blocks: RefCell::default() });
     let time = Time::default();
+    let disk =
+        Rc::new(Ram { size, time: time.clone(), blocks: Rc::default(), flushes: Cell::new(0) });
     time.now.set(1_000_000_000);
     let env = Env {
         disk: disk.clone(),

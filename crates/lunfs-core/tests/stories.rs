@@ -1,0 +1,291 @@
+//! Bugs that were found by reading, each as the story of how it lost something.
+
+mod support;
+
+use futures_util::future::{Either, join, join_all, select};
+use lunfs_core::env::Env;
+use lunfs_core::{FormatOptions, SetAttr, Volume, format_volume};
+use lunfs_format::{BlockNo, Lock, Timing};
+use support::{block_on, env, env_with_disk, file, mount, pattern};
+
+async fn formatted(env: &Env) {
+    let options =
+        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
+    format_volume(env, &options).await.expect("formats");
+}
+
+async fn disk_lock(env: &Env, v: &Volume, at: BlockNo) -> Option<Lock> {
+    let b = env.disk.read(at.offset(), 512).await.unwrap();
+    Lock::decode(&b, v.superblock().volume, at).ok()
+}
+
+/// Two writers of one host ran out of clusters together. Both initialised the same 64; the slower one
+/// wrote over a cluster that the faster one had taken, and another host could take it too.
+#[test]
+fn two_tasks_do_not_both_initialise_the_same_clusters() {
+    let (env, time) = env(1 << 30);
+    block_on(&time, async {
+        formatted(&env).await;
+        let x = mount(&env, "x").await;
+        let y = mount(&env, "y").await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let mut ids = Vec::new();
+            for i in 0..8 {
+                ids.push(a.create(a.root(), format!("f{i}").as_bytes(), file()).await.unwrap().id);
+            }
+            // 8 writers, 40 MiB each: more than the 64 clusters of 4 MiB that format made.
+            let writers = ids.iter().map(|id| {
+                let a = &a;
+                async move {
+                    for n in 0..40u64 {
+                        a.write(*id, n << 20, pattern(1 << 20, n as u8)).await.expect("writes");
+                    }
+                }
+            });
+            let late = a.create(a.root(), b"late", file()).await.unwrap().id;
+            let (ar, er) = (&a, &env);
+            let ninth = async {
+                er.clock.sleep_until(lunfs_core::env::Instant(1_275_000_000)).await;
+                ar.write(late, 0, pattern(1 << 20, 9)).await.expect("writes");
+            };
+            join(join_all(writers), ninth).await;
+            a.sync().await.unwrap();
+            let mut bad = 0;
+            for l in a.locks() {
+                let d = disk_lock(&env, &a, l.addr).await;
+                if d.is_none_or(|d| d.generation != l.generation || d.holder != l.holder) {
+                    bad += 1;
+                }
+            }
+            assert_eq!(bad, 0);
+        };
+        let all = join(a.serve(), join(x.serve(), y.serve()));
+        match select(Box::pin(all), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+async fn sleep(env: &Env, ms: u64) {
+    env.clock.sleep(std::time::Duration::from_millis(ms)).await;
+}
+
+/// The cut kept the tail's run in a pending change; the write behind it replaced that change and forgot
+/// the run.
+#[test]
+fn a_cut_file_that_grows_again_gives_its_old_tail_back() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let id = a.create(a.root(), b"first", file()).await.unwrap().id;
+            a.write(id, 0, pattern(10000, 1)).await.unwrap();
+            a.sync().await.unwrap();
+            let before = a.space().await.unwrap().free;
+            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
+            a.write(id, 0, pattern(256 << 10, 1)).await.unwrap();
+            a.fsync(id).await.unwrap();
+            a.setattr(id, SetAttr { size: Some(100 << 10), ..SetAttr::default() }).await.unwrap();
+            a.write(id, 100 << 10, pattern(10_000, 1)).await.unwrap();
+            a.sync().await.unwrap();
+            a.unlink(a.root(), b"f").await.unwrap();
+            sleep(&env, 20_000).await;
+            a.sync().await.unwrap();
+            let after = a.space().await.unwrap().free;
+            assert_eq!(before, after);
+        };
+        match select(Box::pin(a.serve()), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+/// Overwriting in place leaves no map change. The file was closed, forgotten and opened again; fsync then
+/// knew of nothing to flush.
+#[test]
+fn fsync_after_reopening_flushes_what_was_overwritten() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
+            a.open(id);
+            a.write(id, 0, pattern(256 << 10, 1)).await.unwrap();
+            a.fsync(id).await.unwrap();
+            sleep(&env, 7000).await;
+            a.write(id, 0, pattern(256 << 10, 2)).await.unwrap();
+            let written = disk.flushes.get();
+            a.close(id);
+            sleep(&env, 900).await;
+            a.open(id);
+            a.fsync(id).await.unwrap();
+            let now = disk.flushes.get();
+            assert!(now > written);
+        };
+        match select(Box::pin(a.serve()), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+/// R1: what a host remembers may be another host's by now; it answers only under an open lease.
+#[test]
+fn a_suspended_host_answers_nothing_from_its_cache() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async { a.create(a.root(), b"f", file()).await.unwrap().id };
+        let id = match select(Box::pin(a.serve()), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right((id, _)) => id,
+        };
+        sleep(&env, 30_000).await;
+        assert!(a.is_suspended());
+        let answer =
+            select(Box::pin(a.getattr(id)), env.clock.sleep(std::time::Duration::from_secs(5)))
+                .await;
+        assert!(matches!(answer, Either::Right(_)), "answered from the cache after the lease");
+    });
+}
+
+/// A run freed in a cluster that another host holds is listed, and was freed only at the next mount.
+#[test]
+fn space_in_another_hosts_clusters_comes_back_while_mounted() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        let work = async {
+            let id = a.create(a.root(), b"first", file()).await.unwrap().id;
+            a.write(id, 0, pattern(10000, 1)).await.unwrap();
+            a.sync().await.unwrap();
+            let before = a.space().await.unwrap().free;
+            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
+            for n in 0..20u64 {
+                a.write(id, n << 20, pattern(1 << 20, 1)).await.unwrap();
+            }
+            a.sync().await.unwrap();
+            b.unlink(b.root(), b"f").await.unwrap();
+            sleep(&env, 300_000).await;
+            let after = a.space().await.unwrap().free;
+            assert!(after + 100 > before);
+        };
+        match select(Box::pin(join(a.serve(), b.serve())), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+/// Two recoveries adopted orphans at once; both freed each run, the second time perhaps somebody else's.
+#[test]
+fn orphans_of_two_dead_hosts_are_freed_once() {
+    let (env, time) = env(512 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let d = mount(&env, "d").await;
+        let story = async {
+            let b = mount(&env, "b").await;
+            let c = mount(&env, "c").await;
+            let a = mount(&env, "a").await;
+            let work = async {
+                let work = async {
+                    for f in 0..4 {
+                        let id = a
+                            .create(a.root(), format!("f{f}").as_bytes(), file())
+                            .await
+                            .unwrap()
+                            .id;
+                        for n in 0..30u64 {
+                            a.write(id, n << 20, pattern(1 << 20, 1)).await.unwrap();
+                        }
+                    }
+                    a.sync().await.unwrap();
+                    for f in 0..2 {
+                        b.unlink(b.root(), format!("f{f}").as_bytes()).await.unwrap();
+                    }
+                    for f in 2..4 {
+                        c.unlink(c.root(), format!("f{f}").as_bytes()).await.unwrap();
+                    }
+                    sleep(&env, 5_000).await;
+                    b.sync().await.unwrap();
+                    c.sync().await.unwrap();
+                };
+                match select(Box::pin(join(b.serve(), c.serve())), Box::pin(work)).await {
+                    Either::Left((why, _)) => panic!("{why:?}"),
+                    Either::Right(_) => {}
+                }
+                env.fence.leave(b.slot());
+                env.fence.leave(c.slot());
+                while d.counters().takeovers + a.counters().takeovers < 2 {
+                    sleep(&env, 1).await;
+                }
+                sleep(&env, 60_000).await;
+            };
+            match select(Box::pin(a.serve()), Box::pin(work)).await {
+                Either::Left((why, _)) => panic!("{why:?}"),
+                Either::Right(_) => {}
+            }
+        };
+        match select(Box::pin(d.serve()), Box::pin(story)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+/// Operations went on while the host left: a record written after the last checkpoint is never replayed,
+/// because the slot is free.
+#[test]
+fn what_was_synced_while_unmounting_stays() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let acked = std::cell::RefCell::new(Vec::new());
+        let work = async {
+            let user = async {
+                for i in 0.. {
+                    let name = format!("f{i}");
+                    let Ok(f) = a.create(a.root(), name.as_bytes(), file()).await else { break };
+                    if a.write(f.id, 0, pattern(3000, i as u8)).await.is_err() {
+                        break;
+                    }
+                    if a.fsync(f.id).await.is_err() {
+                        break;
+                    }
+                    acked.borrow_mut().push(name);
+                }
+            };
+            let leave = async {
+                sleep(&env, 300).await;
+                a.unmount().await.unwrap();
+            };
+            join(user, leave).await;
+        };
+        join(a.serve(), work).await;
+        env.fence.leave(a.slot());
+        let b = mount(&env, "b").await;
+        let work = async {
+            let mut lost = vec![];
+            for name in acked.borrow().iter() {
+                if b.lookup(b.root(), name.as_bytes()).await.is_err() {
+                    lost.push(name.clone());
+                }
+            }
+            assert!(lost.is_empty());
+        };
+        match select(Box::pin(b.serve()), Box::pin(work)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
