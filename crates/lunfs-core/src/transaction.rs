@@ -217,15 +217,16 @@ impl<'v> Transaction<'v> {
         let listed = std::mem::take(&mut self.listed);
         let unlisted = std::mem::take(&mut self.unlisted);
         let mut bodies: BTreeMap<BlockNo, Descriptor> = BTreeMap::new();
-        for orphan in listed {
-            let mut body = self.orphan_body(&mut bodies, own.addr);
-            self.list_in(own.addr, &mut body, orphan).await?;
-            bodies.insert(own.addr, body);
-        }
+        // First out, then in: a run that could not be freed after all stays listed.
         for (directory, orphan) in unlisted {
             let mut body = self.orphan_body(&mut bodies, directory);
             self.unlist_in(directory, &mut body, orphan).await?;
             bodies.insert(directory, body);
+        }
+        for orphan in listed {
+            let mut body = self.orphan_body(&mut bodies, own.addr);
+            self.list_in(own.addr, &mut body, orphan).await?;
+            bodies.insert(own.addr, body);
         }
         for (lock, body) in bodies {
             self.put_descriptor(lock, body);

@@ -8,7 +8,10 @@ fn one() {
     let f = sim.create(a, "f");
     sim.write(a, f, 81920, &[7; 49152]);
     eprintln!("cut");
-    sim.with(a, move |v| async move { v.setattr(f, SetAttr { size: Some(114688), ..Default::default() }).await }).unwrap();
+    sim.with(a, move |v| async move {
+        v.setattr(f, SetAttr { size: Some(114688), ..Default::default() }).await
+    })
+    .unwrap();
     eprintln!("write");
     sim.write(a, f, 122880, &[7; 36864]);
     eprintln!("unmount");

@@ -5,7 +5,15 @@ use lunfs_sim::checkers::walker::walk;
 use lunfs_sim::script::{Host, Sim};
 
 #[derive(Clone, Debug)]
-enum Op { Write(u64, usize), Cut(u64), Punch(u64, u64), Zero(u64, u64), Alloc(u64, u64), Sync, Read(u64, usize) }
+enum Op {
+    Write(u64, usize),
+    Cut(u64),
+    Punch(u64, u64),
+    Zero(u64, u64),
+    Alloc(u64, u64),
+    Sync,
+    Read(u64, usize),
+}
 
 fn run(ops: &[Op]) -> bool {
     let sim = Sim::with_seed("shrink", 1);
@@ -16,10 +24,16 @@ fn run(ops: &[Op]) -> bool {
         let _ = sim.with(a, move |v| async move {
             match op {
                 Op::Write(at, len) => v.write(f, at, vec![7; len]).await,
-                Op::Cut(s) => v.setattr(f, SetAttr { size: Some(s), ..Default::default() }).await.map(|_| ()),
+                Op::Cut(s) => {
+                    v.setattr(f, SetAttr { size: Some(s), ..Default::default() }).await.map(|_| ())
+                }
                 Op::Punch(at, l) => v.fallocate(f, at, l, Fallocate::PunchHole).await,
-                Op::Zero(at, l) => v.fallocate(f, at, l, Fallocate::ZeroRange { keep_size: true }).await,
-                Op::Alloc(at, l) => v.fallocate(f, at, l, Fallocate::Allocate { keep_size: false }).await,
+                Op::Zero(at, l) => {
+                    v.fallocate(f, at, l, Fallocate::ZeroRange { keep_size: true }).await
+                }
+                Op::Alloc(at, l) => {
+                    v.fallocate(f, at, l, Fallocate::Allocate { keep_size: false }).await
+                }
                 Op::Sync => v.fsync(f).await,
                 Op::Read(at, l) => v.read(f, at, l).await.map(|_| ()),
             }
@@ -28,7 +42,11 @@ fn run(ops: &[Op]) -> bool {
     sim.unmount(Host(0));
     walk(&sim.world, "x");
     let all = sim.world.findings.all();
-    if std::env::var_os("SHOW").is_some() { for f in &all { println!("{f}"); } }
+    if std::env::var_os("SHOW").is_some() {
+        for f in &all {
+            println!("{f}");
+        }
+    }
     let bad = !all.is_empty();
     bad
 }
@@ -39,19 +57,51 @@ fn shrink() {
     for seed in 0..400 {
         let c = Chance::new(seed);
         let n = c.between(2, 12);
-        let ops: Vec<Op> = (0..n).map(|_| { let at = c.below(40) * 4096; let l = c.between(1, 20) * 4096; match c.below(10) { 0..4 => Op::Write(at, l as usize), 4 => Op::Cut(at), 5 => Op::Punch(at, l), 6 => Op::Zero(at, l), 7 => Op::Alloc(at, l), 8 => Op::Sync, _ => Op::Read(at, l as usize) } }).collect();
-        if !run(&ops) { continue; }
+        let ops: Vec<Op> = (0..n)
+            .map(|_| {
+                let at = c.below(40) * 4096;
+                let l = c.between(1, 20) * 4096;
+                match c.below(10) {
+                    0..4 => Op::Write(at, l as usize),
+                    4 => Op::Cut(at),
+                    5 => Op::Punch(at, l),
+                    6 => Op::Zero(at, l),
+                    7 => Op::Alloc(at, l),
+                    8 => Op::Sync,
+                    _ => Op::Read(at, l as usize),
+                }
+            })
+            .collect();
+        if !run(&ops) {
+            continue;
+        }
         let mut ops = ops;
         loop {
             let mut better = None;
-            for i in 0..ops.len() { let mut t = ops.clone(); t.remove(i); if run(&t) { better = Some(t); break; } }
-            match better { Some(b) => ops = b, None => break }
+            for i in 0..ops.len() {
+                let mut t = ops.clone();
+                t.remove(i);
+                if run(&t) {
+                    better = Some(t);
+                    break;
+                }
+            }
+            match better {
+                Some(b) => ops = b,
+                None => break,
+            }
         }
         println!("seed {seed}: {ops:?}");
-        if smallest.as_ref().is_none_or(|s| ops.len() < s.len()) { smallest = Some(ops); }
-        if seed > 60 { break; }
+        if smallest.as_ref().is_none_or(|s| ops.len() < s.len()) {
+            smallest = Some(ops);
+        }
+        if seed > 60 {
+            break;
+        }
     }
     println!("smallest {smallest:?}");
     unsafe { std::env::set_var("SHOW", "1") };
-    if let Some(s) = smallest { run(&s); }
+    if let Some(s) = smallest {
+        run(&s);
+    }
 }

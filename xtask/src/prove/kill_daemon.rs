@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use super::kill_group::time_to_touch;
+use super::kill_group::touch_everywhere;
 use super::world::{Host, World};
 use super::writer::Chance;
 use super::{Extent, Figure, ledger, wait_until};
@@ -56,7 +56,7 @@ fn round_of(world: &World, b: &Host, round: u32, chance: &mut Chance) -> Result<
     let daemon = daemon_of(world, &a)?;
     let killed = Instant::now();
     rustix::process::kill_process(daemon, Signal::KILL)?;
-    let waited = time_to_touch(&b.dir, round, killed)?;
+    let waited = touch_everywhere(&b.dir, round, killed)?.took;
 
     let _ = writer.kill();
     writer.wait()?;

@@ -61,7 +61,7 @@ struct Scene {
 
 /// What one kill cost.
 struct Kill {
-    takeover: Duration,
+    takeover: Touched,
     images: u64,
 }
 
@@ -78,11 +78,7 @@ fn rounds(world: World, extent: &Extent) -> Result<Figure> {
     let mut kills = Vec::new();
     for round in 1..=count {
         let kill = scene.kill_one(round).with_context(|| format!("round {round}"))?;
-        println!(
-            "round {round:2}: takeover {:4} ms, {} images replayed",
-            kill.takeover.as_millis(),
-            kill.images
-        );
+        println!("round {round:2}: {} images replayed, takeover {}", kill.images, kill.takeover);
         kills.push(kill);
         if round % CHECK_EVERY == 0 || round == count {
             scene.end().with_context(|| format!("after round {round}"))?;
@@ -126,8 +122,7 @@ impl Scene {
         let before = self.images_replayed()?;
         let killed = victim.host.kill_group();
         let survivor = &self.workers[index % (HOSTS - 1)].host;
-        touch_everywhere(&survivor.dir, round)?;
-        let takeover = killed.elapsed();
+        let takeover = touch_everywhere(&survivor.dir, round, killed)?;
         let images = self.images_replayed()? - before;
         self.bury(victim)?;
         let worker = self.worker(index)?;
@@ -206,31 +201,75 @@ impl Scene {
     }
 }
 
-/// Lists the whole tree and makes a file durable in each of its directories.
-pub fn touch_everywhere(top: &Path, round: u32) -> Result<()> {
+/// What it took to list a tree and write everywhere in it.
+#[derive(Default)]
+pub struct Touched {
+    /// All of it.
+    pub took: Duration,
+    directories: u32,
+    entries: u32,
+    slowest: (Duration, PathBuf),
+}
+
+impl std::fmt::Display for Touched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Touched { took, directories, entries, slowest: (slowest, place) } = self;
+        let (took, slowest, place) = (took.as_millis(), slowest.as_millis(), place.display());
+        write!(
+            f,
+            "{took:4} ms ({directories} directories, {entries} entries, longest {slowest} ms in \
+             {place})"
+        )
+    }
+}
+
+/// Lists the whole tree and makes a file durable in each of its directories; the time counts
+/// from `since`.
+pub fn touch_everywhere(top: &Path, round: u32, since: Instant) -> Result<Touched> {
+    let mut touched = Touched::default();
+    let mut last = since;
     let mut waiting = vec![top.to_path_buf()];
     while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
-            let entry = entry?;
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() => waiting.push(entry.path()),
-                // The writers go on: what was listed may be gone.
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).context(entry.path().display().to_string()),
-            }
+        touched.directories += 1;
+        touched.entries += list(&dir, &mut waiting)?;
+        write_into(&dir, round)?;
+        let took = last.elapsed();
+        if took > touched.slowest.0 {
+            touched.slowest = (took, dir.strip_prefix(top)?.to_path_buf());
         }
-        let path = dir.join(format!("touched-{round}"));
-        let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
-        file.write_all(b"here\n").with_context(|| path.display().to_string())?;
-        file.sync_all().with_context(|| path.display().to_string())?;
+        last = Instant::now();
     }
-    Ok(())
+    touched.took = since.elapsed();
+    Ok(touched)
+}
+
+/// Looks at every entry of a directory; its directories are to be listed, too.
+fn list(dir: &Path, waiting: &mut Vec<PathBuf>) -> Result<u32> {
+    let mut entries = 0;
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let entry = entry?;
+        entries += 1;
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => waiting.push(entry.path()),
+            // The writers go on: what was listed may be gone.
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(entry.path().display().to_string()),
+        }
+    }
+    Ok(entries)
+}
+
+fn write_into(dir: &Path, round: u32) -> Result<()> {
+    let path = dir.join(format!("touched-{round}"));
+    let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+    file.write_all(b"here\n").with_context(|| path.display().to_string())?;
+    file.sync_all().with_context(|| path.display().to_string())
 }
 
 fn figure(kills: &[Kill]) -> Figure {
     histogram(kills);
-    let slowest = kills.iter().map(|kill| kill.takeover).max().unwrap_or_default();
+    let slowest = kills.iter().map(|kill| kill.takeover.took).max().unwrap_or_default();
     let replaying = kills.iter().filter(|kill| kill.images > 0).count();
     let percent = replaying * 100 / kills.len().max(1);
     Figure {
@@ -254,10 +293,4 @@ fn histogram(kills: &[Kill]) {
         let (from, to) = if row == 0 { (0, 0) } else { (1 << (row - 1), (1_u64 << row) - 1) };
         println!("  {from:5} to {to:5}: {count:3} {}", "#".repeat(count));
     }
-}
-
-/// The moment until which a survivor may wait, for scenarios with other bounds.
-pub fn time_to_touch(top: &Path, round: u32, since: Instant) -> Result<Duration> {
-    touch_everywhere(top, round)?;
-    Ok(since.elapsed())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::kill_group::time_to_touch;
+use super::kill_group::touch_everywhere;
 use super::ledger::{self, Content};
 use super::world::{Host, World};
 use super::{Extent, Figure, wait_until};
@@ -38,7 +38,7 @@ pub fn run(extent: &Extent) -> Result<Figure> {
     println!("stopping a in the middle of writing");
     let stopped = Instant::now();
     a.signal_group(Signal::STOP);
-    let takeover = time_to_touch(&b.dir, 1, stopped)?;
+    let takeover = touch_everywhere(&b.dir, 1, stopped)?.took;
     println!("b wrote everywhere after {:.2} s", takeover.as_secs_f64());
     let then = contents(&b.dir.join("writing"))?;
 

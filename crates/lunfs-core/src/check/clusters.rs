@@ -245,8 +245,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Was anything ever written to the ring? The header is there before the first record; a host that
-    /// died while it joined leaves neither, and an orphan directory that may not be whole.
+    /// Was anything ever written to the ring? The header is there before the first record; a host
+    /// that died while it joined leaves neither, and an orphan directory that may not be whole.
     async fn has_records(&self, media: &Media<'_>) -> Result<bool> {
         let ring: Vec<u64> = (0..media.geometry.ring_blocks()).collect();
         for piece in ring.chunks(RING_READ) {

@@ -100,7 +100,8 @@ pub(super) fn runs(entries: Vec<Entry>) -> (Vec<Run>, Faults) {
             }
             Ok(_) => {}
             Err(why) => faults.push(format!(
-                "the map entry of file block {index} is damaged ({why}): {} KiB of contents are lost",
+                "the map entry of file block {index} is damaged ({why}): {} KiB of contents are \
+                 lost",
                 FILE_BLOCK_BLOCKS * 4
             )),
         }

@@ -253,8 +253,8 @@ impl Walk<'_, '_> {
             body.parent == parent && birth.is_none_or(|birth| birth == body.parent_birth);
         if !is_right {
             let what = format!(
-                "it says that its parent is the directory {} of birth {}, it is in {parent} of birth \
-                 {}: \"..\" leads astray",
+                "it says that its parent is the directory {} of birth {}, it is in {parent} of \
+                 birth {}: \"..\" leads astray",
                 body.parent,
                 body.parent_birth,
                 birth.unwrap_or_default()

@@ -1,7 +1,7 @@
 //! The walker: reads a whole volume, changes nothing, and says what is wrong.
 //!
-//! It shares no code with the rest of the core, or it would share its mistakes: what it knows comes from
-//! docs/format.md and the decoders of `lunfs-format`.
+//! It shares no code with the rest of the core, or it would share its mistakes: what it knows comes
+//! from docs/format.md and the decoders of `lunfs-format`.
 //!
 //! ```text
 //!  superblocks -> slots -> clusters, journals -> walk from the root and the orphan directories
@@ -22,10 +22,12 @@
 //! | `settle` | what holds on a volume in use |
 //! | `run` | one check from start to end |
 //!
-//! - Nothing read is believed: any bytes end in a report. Each object is walked once, each node once for
-//!   each object that owns it, nothing recurses: the walk ends, in memory proportional to metadata.
-//! - While hosts are live, an error stays one only if every lock that it rests on was free or stale and
-//!   unchanged from the first read to a second one at the end: then nobody changed what it covers.
+//! - Nothing read is believed: any bytes end in a report. Each object is walked once, and each node
+//!   once for each tree that leads to it and whose object owns it; nothing recurses. So the walk
+//!   ends, in memory proportional to metadata.
+//! - While hosts are live, an error stays one only if every lock that it rests on was free or stale
+//!   and unchanged from the first read to a second one at the end: then nobody changed what it
+//!   covers.
 
 mod claim;
 mod clusters;

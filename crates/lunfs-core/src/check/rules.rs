@@ -29,8 +29,8 @@ fn covers(object: LockObject) -> &'static str {
     }
 }
 
-/// What a body's version and checksum say against the stamp: it binds while nobody holds the lock, and
-/// under a holder the body is not older.
+/// What a body's version and checksum say against the stamp: it binds while nobody holds the lock,
+/// and under a holder the body is not older.
 pub(super) fn stamp(lock: &Lock, version: Version, checksum: u32) -> Option<String> {
     let saw = lock.stamp.version;
     if version < saw {

@@ -1,9 +1,9 @@
 //! Which errors hold on a volume that hosts use.
 //!
-//! A host changes what a lock covers only while it holds the lock, and each change of a lock raises its
-//! generation. So if a lock was free or stale when it was first read and is the same now, nothing that it
-//! covers changed in between. An error that rests on such locks only is one; any other may be a
-//! change under way, or one that waits in a journal, and becomes a note.
+//! A host changes what a lock covers only while it holds the lock, and each change of a lock makes
+//! another image of it. So if a lock was free or stale when it was first read and is the same now,
+//! nothing that it covers changed in between. An error that rests on such locks only is one; any
+//! other may be a change under way, or one that waits in a journal, and becomes a note.
 
 use std::collections::{BTreeMap, BTreeSet};
 

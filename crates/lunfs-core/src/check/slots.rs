@@ -60,8 +60,8 @@ impl Slots {
         self.pulses().filter(move |(_, slot)| is_live(slot)).map(|(number, _)| number)
     }
 
-    /// Was nobody there from the first reading, this one, to the second? Whoever came and went raised
-    /// an incarnation.
+    /// Was nobody there from the first reading, this one, to the second? Whoever came and went
+    /// raised an incarnation.
     pub fn is_at_rest_until(&self, later: &Slots) -> bool {
         let life = |slot: &Slot| match &slot.pulse {
             Ok(pulse) if pulse.state == PulseState::Free => Some(pulse.incarnation),
@@ -80,8 +80,8 @@ impl Slots {
         }
     }
 
-    /// Why nobody can be this holder, which was read before these slots were. Incarnations only rise,
-    /// so a life that has not begun now had not begun then.
+    /// Why nobody can be this holder, which was read before these slots were. Incarnations only
+    /// rise, so a life that has not begun now had not begun then.
     pub fn fault_of(&self, holder: Holder) -> Option<String> {
         let Holder { slot: number, incarnation } = holder;
         let Some(slot) = self.all.get(number.0 as usize) else {

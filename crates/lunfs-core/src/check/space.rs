@@ -146,8 +146,8 @@ pub(super) fn compare(walk: &Walk<'_, '_>, claims: &mut Claims) {
             for (start, len) in merged(missing) {
                 let (blocks, purpose) = (blocks(start, len), run.purpose.name());
                 let what = format!(
-                    "{blocks}, {purpose} of {}, is free in the bitmap of cluster {index}: it will be \
-                     handed out again and overwritten; do not mount the volume",
+                    "{blocks}, {purpose} of {}, is free in the bitmap of cluster {index}: it will \
+                     be handed out again and overwritten; do not mount the volume",
                     walk.path(run.owner),
                 );
                 claims.error(BlockNo(start), Basis::Volume, what);

@@ -1,5 +1,5 @@
-//! The walk from the root and the orphan directories: what there is, how it was reached, and what it
-//! refers to.
+//! The walk from the root and the orphan directories: what there is, how it was reached, and what
+//! it refers to.
 //!
 //! Invariant: an object enters the queue once, when something first refers to it.
 

@@ -224,11 +224,11 @@ impl Server {
         if kind.kills_privileges {
             self.kill_privileges(file).await?;
         }
-        let at = match kind.append {
-            true => self.volume.getattr(file).await.or_errno()?.size,
-            false => at,
-        };
-        self.volume.write(file, at, data).await.or_errno()?;
+        if kind.append {
+            self.volume.append(file, data).await.or_errno()?;
+        } else {
+            self.volume.write(file, at, data).await.or_errno()?;
+        }
         Ok(len)
     }
 

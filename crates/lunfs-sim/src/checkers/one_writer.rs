@@ -14,7 +14,7 @@ use lunfs_format::{
 use super::{Place, View};
 use crate::disk::faults::Request;
 use crate::disk::watch::Landing;
-use crate::model::content::tagged_file;
+use crate::model::content::{describe, tagged_file};
 
 type LockOf = Box<dyn Fn(u64) -> Option<BlockNo>>;
 
@@ -80,7 +80,8 @@ impl OneWriter {
         let lock = tagged_file(landing.after)
             .and_then(|file| self.lock_of.borrow().as_ref().and_then(|lock_of| lock_of(file)));
         match lock {
-            Some(lock) => covered(block, lock, me, view),
+            Some(lock) => covered(block, lock, me, view)
+                .map_err(|what| format!("{what}; it holds {}", describe(landing.after))),
             None => Ok(()),
         }
     }

@@ -56,7 +56,9 @@ pub fn fill(file: u64, at: u64, len: usize, write: u64) -> Vec<u8> {
 pub fn tagged_file(bytes: &[u8]) -> Option<u64> {
     let word =
         |index: usize| Some(u64::from_le_bytes(bytes.get(index * 8..)?.get(..8)?.try_into().ok()?));
-    (word(0)? == MAGIC).then(|| word(1)).flatten()
+    let whole = sector(word(1)?, word(2)?, word(3)?);
+    // A write that ends inside a sector leaves a torn tag, whose numbers mean nothing.
+    (word(0)? == MAGIC && bytes.get(..SECTOR) == Some(&whole[..])).then(|| word(1)).flatten()
 }
 
 /// What a sector that should not be there says of itself.
@@ -73,7 +75,7 @@ pub fn describe(bytes: &[u8]) -> String {
     };
     if word(0) == MAGIC {
         let (file, number, write) = (word(1), word(2), word(3));
-        let whole = bytes.len() == SECTOR && bytes == sector(file, number, write);
+        let whole = bytes.get(..SECTOR).is_some_and(|first| first == sector(file, number, write));
         let torn = if whole { "" } else { ", and it is torn" };
         return format!("write {write} of file {file} for sector {number}{torn}");
     }
