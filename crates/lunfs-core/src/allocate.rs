@@ -1,9 +1,11 @@
 //! Space: which blocks of the clusters this host holds are free, reserved or in use.
 //!
 //! Invariants:
-//! - A block is reserved only in a cluster whose lock this host holds, under a read guard that lasts
+//! - A block is reserved only in a cluster whose lock this host holds, under a read guard that
+//!   lasts
 //!   until the reservation is committed or dropped: the lock cannot leave meanwhile (Q7).
-//! - A block is in use or reserved or quarantined, or free; a freed block leaves quarantine only when
+//! - A block is in use or reserved or quarantined, or free; a freed block leaves quarantine only
+//!   when
 //!   the record that frees it is durable and no in-place write is under way (Q6).
 
 use std::collections::BTreeMap;
@@ -26,7 +28,8 @@ const RENEWED: u64 = 64;
 const FRONTIER_STEP: u64 = 64;
 
 struct Space {
-    /// Which time of holding this cluster it is; frees of an earlier time are in its header already.
+    /// Which time of holding this cluster it is; frees of an earlier time are in its header
+    /// already.
     epoch: u64,
     /// In use, reserved or quarantined.
     busy: Bitmap,
@@ -99,7 +102,7 @@ impl Allocator {
     }
 
     /// Clusters never read so far, and the next few whose reading is to be renewed.
-    pub fn to_read(&mut self, initialised: u64) -> Vec<u64> {
+    pub fn unread(&mut self, initialised: u64) -> Vec<u64> {
         let (from, to) = (self.renewed, self.renewed + RENEWED.min(initialised));
         self.renewed = if initialised == 0 { 0 } else { to % initialised };
         let due = |i: &u64| (from..to).contains(i) || (from..to).contains(&(i + initialised));
@@ -298,8 +301,8 @@ impl Volume {
     }
 
     /// Initialises more clusters under the frontier's lock, held exclusively on this host too: two
-    /// tasks that both did it would write over clusters that are in use already. `false`: the volume
-    /// has no more, or another host is at it and `wait` is not allowed.
+    /// tasks that both did it would write over clusters that are in use already. `false`: the
+    /// volume has no more, or another host is at it and `wait` is not allowed.
     async fn extend_frontier(&self, wait: bool) -> Result<bool> {
         let at = lunfs_format::FRONTIER_LOCK;
         let wish = Wish { addr: at, birth: 0, kind: WishKind::System };

@@ -1,8 +1,9 @@
-//! What this host knows of a file beyond its cached blocks: open handles, and changes that are not in
-//! a transaction yet.
+//! What this host knows of a file beyond its cached blocks: open handles, and changes that are
+//! not in a transaction yet.
 //!
 //! Invariants:
-//! - R10: a map entry reaches a transaction only after the data it points to was written and a flush
+//! - R10: a map entry reaches a transaction only after the data it points to was written and a
+//!   flush
 //!   that began later ended. Until then it is a delta here.
 //! - Pending changes exist only while the file's lock is held; releasing it writes them back (R6).
 
@@ -157,7 +158,8 @@ impl Volume {
             pending.deltas.values().map(|d| d.complete).max()
         };
         if let Some(complete) = newest {
-            // A crash before this flush ends may lose the data, but no record points to it yet (R10).
+            // A crash before this flush ends may lose the data, but no record points to it yet
+            // (R10).
             self.flush_data(complete).await?;
         }
         while self.write_back_some(&inode).await? {}

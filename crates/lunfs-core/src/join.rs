@@ -1,12 +1,14 @@
 //! Joining and leaving: how a mount comes to a slot and a journal, and gives the slot back.
 //!
 //! ```text
-//! life mark -> slot Free->Joining -> pulses begin -> journal named in the pulse -> its cluster taken
+//! life mark -> slot Free->Joining -> pulses begin -> journal named in the pulse -> its cluster
+//! taken
 //!           -> orphan directory, journal header -> Live
 //! ```
 //!
 //! Each arrow is durable before the next begins. A crash between any two leaves a slot that others
-//! recover; a journal cluster that was named but not taken is simply not a journal (its lock says so).
+//! recover; a journal cluster that was named but not taken is simply not a journal (its lock says
+//! so).
 
 use std::rc::Rc;
 
@@ -216,8 +218,8 @@ impl Volume {
         }
     }
 
-    /// Takes an empty cluster for the journal: named in our pulse first, so that whoever recovers us
-    /// knows where to look, then taken by its lock.
+    /// Takes an empty cluster for the journal: named in our pulse first, so that whoever recovers
+    /// us knows where to look, then taken by its lock.
     async fn new_journal(&self) -> Result<BlockNo> {
         let initialised = self.initialised().await?;
         for index in (1..initialised).rev() {

@@ -86,8 +86,8 @@ impl Liveness {
     }
 
     /// Begins an attempt at `now`: `change` is applied to a copy of the confirmed image. Returns
-    /// what to compare with and what to write. Every attempt compares with the last *confirmed* image
-    /// (N30), so at most one of them can land.
+    /// what to compare with and what to write. Every attempt compares with the last *confirmed*
+    /// image (N30), so at most one of them can land.
     pub fn attempt(
         &mut self,
         now: Instant,
@@ -252,9 +252,9 @@ mod tests {
         assert_eq!(us.written(&image), Some(at(5000)));
     }
 
-    /// H6: the answer of the first attempt is lost, the second one miscompares, and the slot holds the
-    /// first one's image: an observer saw it when it landed, so the lease must not count from the
-    /// second.
+    /// H6: the answer of the first attempt is lost, the second one miscompares, and the slot
+    /// holds the first one's image: an observer saw it when it landed, so the lease must not
+    /// count from the second.
     #[test]
     fn a_lost_answer_counts_from_the_attempt_that_is_found() {
         let mut us = Liveness::new(live());

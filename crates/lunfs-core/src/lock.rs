@@ -33,8 +33,8 @@ pub enum Judged {
     Unsupported,
 }
 
-/// Judges a lock by the incarnation its holder's slot is known to have reached. Incarnations only rise,
-/// so an old reading may call a stale holder live, but never a live one stale.
+/// Judges a lock by the incarnation its holder's slot is known to have reached. Incarnations only
+/// rise, so an old reading may call a stale holder live, but never a live one stale.
 pub fn judge(lock: &Lock, me: Holder, incarnation_of: impl Fn(SlotNo) -> Option<u64>) -> Judged {
     match (lock.mode, lock.holder) {
         (LockMode::Free, _) => Judged::Free,

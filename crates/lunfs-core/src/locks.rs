@@ -243,8 +243,8 @@ impl Volume {
         }
     }
 
-    /// Takes several locks. Misses retry without holding any while they wait; after a few misses they
-    /// are taken in address order (H28).
+    /// Takes several locks. Misses retry without holding any while they wait; after a few misses
+    /// they are taken in address order (H28).
     pub(crate) async fn hold_all(&self, wishes: &[Wish]) -> Result<Vec<WriteGuard>> {
         let mut wishes = wishes.to_vec();
         wishes.sort();
@@ -301,8 +301,8 @@ impl Volume {
         Ok(Some(ReadGuard { entry: entry.clone(), _guard: guard.downgrade() }))
     }
 
-    /// Takes a lock for changing its object if no other host holds it. Waits for other tasks of this
-    /// host only.
+    /// Takes a lock for changing its object if no other host holds it. Waits for other tasks of
+    /// this host only.
     pub(crate) async fn try_hold(&self, wish: Wish) -> Result<Option<WriteGuard>> {
         let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
         let guard = entry.rw.clone().write_owned().await;

@@ -1,5 +1,5 @@
-//! What has no name any more but still has space: deleted files that are open or not yet emptied, and
-//! freed runs in clusters that another host held.
+//! What has no name any more but still has space: deleted files that are open or not yet emptied,
+//! and freed runs in clusters that another host held.
 //!
 //! Each host lists its orphans in a directory of its own, inside its journal's cluster. Invariants:
 //! - An orphan is listed by the transaction that takes its last reference, and unlisted by the one
@@ -293,7 +293,8 @@ impl Volume {
         // No such lock: it was freed, and its place serves for something else.
         let Some(lock) = lock.filter(|l| l.generation.birth == id.birth) else { return Ok(()) };
         if lock.mode != LockMode::Void {
-            // Its host died between body and lock: nobody else takes a void body, so nobody holds it.
+            // Its host died between body and lock: nobody else takes a void body, so nobody holds
+            // it.
             self.swap_lock(id.addr, &lock, &voided(&lock, self.nonce())).await?;
         }
         let mut tx = self.begin(8).await?;
@@ -303,8 +304,8 @@ impl Volume {
     }
 }
 
-/// The removal from the list and the freeing are one transaction; if the orphan is no longer listed,
-/// somebody else has freed it.
+/// The removal from the list and the freeing are one transaction; if the orphan is no longer
+/// listed, somebody else has freed it.
 fn freed_once(done: Result<()>) -> Result<()> {
     match done {
         Err(e) if e.kind == Kind::NotFound => Ok(()),

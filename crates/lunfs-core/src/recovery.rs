@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - Nothing is replayed before the fence is confirmed after the claim.
-//! - A claim is handed back only after every replay write of ours was answered (N25); a claimer that
+//! - A claim is handed back only after every replay write of ours was answered (N25); a claimer
+//!   that
 //!   overran its deadline stops instead.
 
 use std::time::Duration;
@@ -115,8 +116,8 @@ impl Volume {
         }
     }
 
-    /// Is the program that wrote this pulse gone, with all its writes? A mark of life speaks only for
-    /// programs of this boot of this machine.
+    /// Is the program that wrote this pulse gone, with all its writes? A mark of life speaks only
+    /// for programs of this boot of this machine.
     pub(crate) fn is_proven_gone(&self, pulse: &Pulse) -> bool {
         pulse.boot == self.options.identity.boot && self.io.env.fence.life(pulse.slot) == Life::Gone
     }
@@ -244,7 +245,8 @@ impl Volume {
         let wanted = replay::read(&self.io, place, dead, &header).await.map_err(Failure::of)?;
         let done = replay::apply(&self.io, self.sb.volume, dead, &wanted).await;
         let done = done.map_err(Failure::of)?;
-        // A crash before this flush: the slot is still claimed, the next claimer replays it all again.
+        // A crash before this flush: the slot is still claimed, the next claimer replays it all
+        // again.
         self.io.flush().await.map_err(Failure::of)?;
         Ok(done)
     }

@@ -148,8 +148,8 @@ impl Volume {
         }
     }
 
-    /// Submits one pulse and looks at the slot unless it is plainly good. It passes no gate: it is what
-    /// opens it.
+    /// Submits one pulse and looks at the slot unless it is plainly good. It passes no gate: it
+    /// is what opens it.
     async fn pulse(&self) -> Pulsed {
         let intent = self.intent.get();
         let progress = self.progress.get();

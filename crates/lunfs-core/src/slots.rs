@@ -1,7 +1,7 @@
 //! The heartbeat region: reading slots and doorbells, joining, claiming.
 //!
-//! Invariant: a slot changes only by compare-and-write of exactly the image that was read (R4), so a
-//! late pulse and a claim exclude each other.
+//! Invariant: a slot changes only by compare-and-write of exactly the image that was read (R4),
+//! so a late pulse and a claim exclude each other.
 
 use futures_util::future::join_all;
 use lunfs_format::{

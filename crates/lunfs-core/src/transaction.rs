@@ -1,10 +1,12 @@
 //! Atomic changes of metadata: collected aside, then put into the running compound at once.
 //!
 //! Invariants:
-//! - Nothing of a transaction is visible before `finish`, and all of it after: the part that changes
+//! - Nothing of a transaction is visible before `finish`, and all of it after: the part that
+//!   changes
 //!   the cache and the compound never waits.
 //! - Space comes from reservations and goes back in the same transaction that drops the last
-//!   reference. Where the cluster of a freed run is another host's, the run is listed in this host's
+//!   reference. Where the cluster of a freed run is another host's, the run is listed in this
+//!   host's
 //!   orphan directory instead, in the same transaction, and freed later: an operation never waits
 //!   for a cluster.
 
@@ -22,8 +24,8 @@ use crate::orphans::Orphan;
 use crate::tree::{self, NodeStore, NodeStoreMut};
 use crate::volume::Volume;
 
-/// Images that one operation may need beyond those it names: headers of clusters and the path in the
-/// orphan directory.
+/// Images that one operation may need beyond those it names: headers of clusters and the path in
+/// the orphan directory.
 const SLACK: u64 = 24;
 
 struct Change {

@@ -1,7 +1,7 @@
 //! Reading an object: under its lock, or without it as a snapshot that is checked afterwards.
 //!
-//! A lock that nobody holds exclusively changes its image before its object changes. So what was read
-//! between two readings of one image is consistent (docs/protocol.md#reading-without-a-lock).
+//! A lock that nobody holds exclusively changes its image before its object changes. So what was
+//! read between two readings of one image is consistent (docs/protocol.md#reading-without-a-lock).
 
 use std::rc::Rc;
 

@@ -322,7 +322,7 @@ impl Volume {
     /// Space of the volume, as last seen.
     pub async fn space(&self) -> Result<Space> {
         let initialised = self.initialised().await?;
-        let to_read = self.alloc.borrow_mut().to_read(initialised);
+        let to_read = self.alloc.borrow_mut().unread(initialised);
         for chunk in to_read.chunks(32) {
             let reads = chunk.iter().map(|index| {
                 let start = self.geometry().cluster_start(*index);

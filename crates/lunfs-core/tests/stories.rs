@@ -19,8 +19,8 @@ async fn disk_lock(env: &Env, v: &Volume, at: BlockNo) -> Option<Lock> {
     Lock::decode(&b, v.superblock().volume, at).ok()
 }
 
-/// Two writers of one host ran out of clusters together. Both initialised the same 64; the slower one
-/// wrote over a cluster that the faster one had taken, and another host could take it too.
+/// Two writers of one host ran out of clusters together. Both initialised the same 64; the slower
+/// one wrote over a cluster that the faster one had taken, and another host could take it too.
 #[test]
 fn two_tasks_do_not_both_initialise_the_same_clusters() {
     let (env, time) = env(1 << 30);
@@ -72,8 +72,8 @@ async fn sleep(env: &Env, ms: u64) {
     env.clock.sleep(std::time::Duration::from_millis(ms)).await;
 }
 
-/// The cut kept the tail's run in a pending change; the write behind it replaced that change and forgot
-/// the run.
+/// The cut kept the tail's run in a pending change; the write behind it replaced that change and
+/// forgot the run.
 #[test]
 fn a_cut_file_that_grows_again_gives_its_old_tail_back() {
     let (env, time) = env(256 << 20);
@@ -104,8 +104,8 @@ fn a_cut_file_that_grows_again_gives_its_old_tail_back() {
     });
 }
 
-/// Overwriting in place leaves no map change. The file was closed, forgotten and opened again; fsync then
-/// knew of nothing to flush.
+/// Overwriting in place leaves no map change. The file was closed, forgotten and opened again;
+/// fsync then knew of nothing to flush.
 #[test]
 fn fsync_after_reopening_flushes_what_was_overwritten() {
     let (env, time, disk) = env_with_disk(256 << 20);
@@ -155,7 +155,8 @@ fn a_suspended_host_answers_nothing_from_its_cache() {
     });
 }
 
-/// A run freed in a cluster that another host holds is listed, and was freed only at the next mount.
+/// A run freed in a cluster that another host holds is listed, and was freed only at the next
+/// mount.
 #[test]
 fn space_in_another_hosts_clusters_comes_back_while_mounted() {
     let (env, time) = env(256 << 20);
@@ -185,7 +186,8 @@ fn space_in_another_hosts_clusters_comes_back_while_mounted() {
     });
 }
 
-/// Two recoveries adopted orphans at once; both freed each run, the second time perhaps somebody else's.
+/// Two recoveries adopted orphans at once; both freed each run, the second time perhaps somebody
+/// else's.
 #[test]
 fn orphans_of_two_dead_hosts_are_freed_once() {
     let (env, time) = env(512 << 20);
@@ -242,8 +244,8 @@ fn orphans_of_two_dead_hosts_are_freed_once() {
     });
 }
 
-/// Operations went on while the host left: a record written after the last checkpoint is never replayed,
-/// because the slot is free.
+/// Operations went on while the host left: a record written after the last checkpoint is never
+/// replayed, because the slot is free.
 #[test]
 fn what_was_synced_while_unmounting_stays() {
     let (env, time) = env(256 << 20);

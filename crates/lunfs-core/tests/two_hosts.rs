@@ -129,8 +129,8 @@ fn blocks_of_kind(disk: &Ram, from: u64, to: u64, kind: u16) -> Vec<u64> {
         .collect()
 }
 
-/// Q3: a record rots in the middle of a dead host's journal. Replaying what lies before it would drop
-/// what was acknowledged after it, so nothing is replayed, and the claim is handed back.
+/// Q3: a record rots in the middle of a dead host's journal. Replaying what lies before it would
+/// drop what was acknowledged after it, so nothing is replayed, and the claim is handed back.
 #[test]
 fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
     let (env, time, disk) = env_with_disk(256 << 20);

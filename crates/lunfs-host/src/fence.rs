@@ -1,13 +1,15 @@
 //! The fence of images and of devices used by one machine: marks and pidfds.
 //!
 //! Every program holds the life mark of its slot on the open file description that carries its
-//! I/O (ofd.rs). So a free mark means: the program is gone, and all it submitted has landed or never
-//! will. A held mark of a silent program means: verify that its process is the one the slot
+//! I/O (ofd.rs). So a free mark means: the program is gone, and all it submitted has landed or
+//! never will. A held mark of a silent program means: verify that its process is the one the slot
 //! describes, kill it, and wait until the mark is free.
 //!
 //! ```text
-//!  mark free ------------------------------------------------> fenced  (image; device: same machine)
-//!  mark held -> same boot, machine, pid namespace? -> pidfd -> start time? -> SIGKILL -> mark free -> fenced
+//! mark free ------------------------------------------------> fenced  (image; device: same
+//! machine)
+//! mark held -> same boot, machine, pid namespace? -> pidfd -> start time? -> SIGKILL -> mark
+//! free -> fenced
 //!                        | no                           | gone     | no                    | 10 s
 //!                        v                              |          v                       v
 //!                     refused                           |       refused                 refused
@@ -82,8 +84,8 @@ impl Fence for ImageFence {
         }
     }
 
-    /// Speaks for programs of this boot of this machine only: the core asks for no others. (A host of
-    /// another machine leaves no mark here.)
+    /// Speaks for programs of this boot of this machine only: the core asks for no others. (A
+    /// host of another machine leaves no mark here.)
     fn life(&self, slot: SlotNo) -> Life {
         match self.inner.is_marked(slot) {
             Ok(true) => Life::Present,
@@ -185,8 +187,8 @@ impl Inner {
                 return Err(refuse(
                     victim,
                     &format!(
-                        "its process was killed or is gone, but its I/O has not landed for {wait:?}; \
-                     is the device of this machine stuck?"
+                        "its process was killed or is gone, but its I/O has not landed for \
+                     {wait:?}; is the device of this machine stuck?"
                     ),
                 ));
             }
@@ -203,9 +205,9 @@ fn refuse(victim: &Pulse, why: &str) -> FenceError {
 
 /// A pidfd of the victim's process; `None`: there is no such process any more.
 ///
-/// The order makes it free of races: the start time is read after the pidfd was opened. If the number
-/// was given to another process before that, the start time differs; if it is after, the pidfd
-/// still names the old one, and the signal finds nobody.
+/// The order makes it free of races: the start time is read after the pidfd was opened. If the
+/// number was given to another process before that, the start time differs; if it is after, the
+/// pidfd still names the old one, and the signal finds nobody.
 fn open_verified(victim: &Pulse) -> Result<Option<OwnedFd>, FenceError> {
     let pid = i32::try_from(victim.pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| refuse(victim, "its process number makes no sense"))?;

@@ -1,5 +1,5 @@
-//! Before `format`: is there anything on the source that somebody may miss, or does somebody use it?
-//! Before `mount`: does somebody use it in a way that our marks cannot see?
+//! Before `format`: is there anything on the source that somebody may miss, or does somebody use
+//! it? Before `mount`: does somebody use it in a way that our marks cannot see?
 //!
 //! Signatures are for the sentence; the rule is simpler: only zeroes are free.
 
@@ -35,8 +35,9 @@ pub fn in_use(path: &Path) -> Result<Option<String>> {
     user_of(&Source::open(path, Access::ReadOnly)?)
 }
 
-/// Names who uses `path` without being a host of the volume on it: a mount of another file system, swap,
-/// another layer of the kernel, or hosts that reach the same bytes under another name.
+/// Names who uses `path` without being a host of the volume on it: a mount of another file
+/// system, swap, another layer of the kernel, or hosts that reach the same bytes under another
+/// name.
 pub fn foreign_user(path: &Path) -> Result<Option<String>> {
     foreign_user_of(&Source::open(path, Access::ReadOnly)?)
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `disk` | image files and block devices through io_uring; compare-and-write where there is none |
+//! | `disk` | image files and block devices through io_uring; compare-and-write where there is
+//! none |
 //! | `ofd` | the marks by which programs of one machine meet on a source |
 //! | `fence`, `identity` | who runs a slot, is he alive, and stopping him |
 //! | `clock`, `rng` | time and chance |
@@ -20,7 +21,8 @@
 //!   -> Volume::mount -> parent::announce -> serve_mount -> Ending -> process::exit
 //! ```
 //!
-//! The process ends with `std::process::exit`: after a stop nothing may wait for a device that hangs.
+//! The process ends with `std::process::exit`: after a stop nothing may wait for a device that
+//! hangs.
 
 mod clock;
 pub mod control;

@@ -176,8 +176,8 @@ fn wait_until_drained(source: &Source, slot: SlotNo) -> Result<()> {
         }
         if boottime().since(began) > DRAIN_MAX {
             return Err(HostError::new(format!(
-                "the daemon is dead, but its I/O has not landed for {} s, so nothing is said for slot \
-                 {slot}; other hosts will fence it when the device answers again",
+                "the daemon is dead, but its I/O has not landed for {} s, so nothing is said for \
+                 slot {slot}; other hosts will fence it when the device answers again",
                 DRAIN_MAX.as_secs()
             )));
         }

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 
 use lunfs_format::{Geometry, Superblock, Timing, VolumeId};
 
-/// A temporary image, removed at the end of the test. `LUNFS_TEST_DIR` or the system's temporary directory.
+/// A temporary image, removed at the end of the test. `LUNFS_TEST_DIR` or the system's temporary
+/// directory.
 pub struct Scratch {
     path: PathBuf,
 }

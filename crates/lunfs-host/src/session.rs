@@ -162,8 +162,8 @@ impl Session {
         &mut self,
         serving: &mut JoinHandle<StopReason>,
     ) -> Result<Ending> {
-        // The last answers on their way. Copies of the mount in other namespaces, and users whom it was
-        // taken from, keep the session up; they get errors from now on.
+        // The last answers on their way. Copies of the mount in other namespaces, and users whom
+        // it was taken from, keep the session up; they get errors from now on.
         if tokio::time::timeout(SESSION_END_MAX, self.kernel.ended()).await.is_err() {
             tracing::warn!(event = "unmount", "the file system is still in use somewhere");
         }
@@ -207,8 +207,8 @@ enum Attached {
     Failed(io::Error),
 }
 
-/// Takes the kernel's mount away: at once, or with `force` when its users had time to leave, and then
-/// also from under them.
+/// Takes the kernel's mount away: at once, or with `force` when its users had time to leave, and
+/// then also from under them.
 async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<(), Attached> {
     let began = tokio::time::Instant::now();
     loop {

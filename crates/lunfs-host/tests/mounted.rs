@@ -89,8 +89,8 @@ fn an_open_append_handle_goes_to_the_end_wherever_it_is() {
     b.unmount();
 }
 
-/// A name that another host made between the kernel's look and its create must be opened like any other,
-/// and created exclusively by one of the two only.
+/// A name that another host made between the kernel's look and its create must be opened like any
+/// other, and created exclusively by one of the two only.
 #[test]
 fn hosts_that_create_the_same_name_at_once_agree() {
     let Some(place) = Place::new() else { return };

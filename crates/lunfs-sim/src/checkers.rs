@@ -49,6 +49,9 @@ pub(crate) enum Place {
     Block(BlockNo),
 }
 
+/// What is told of each claim.
+type OnClaim = Box<dyn Fn(Owner)>;
+
 /// All that watch the disk.
 pub struct Checkers {
     findings: Rc<Findings>,
@@ -56,7 +59,7 @@ pub struct Checkers {
     known: Cell<Option<Known>>,
     leases: Leases,
     writer: one_writer::OneWriter,
-    on_claim: RefCell<Option<Box<dyn Fn(Owner)>>>,
+    on_claim: RefCell<Option<OnClaim>>,
 }
 
 impl Checkers {
@@ -120,7 +123,7 @@ impl Known {
         if (start..end).contains(&at) {
             let len = self.geometry.slot_len() as u64;
             let slot = SlotNo(u32::try_from((at - start) / len).unwrap_or(u32::MAX));
-            let is_pulse = (at - start) % len == 0;
+            let is_pulse = (at - start).is_multiple_of(len);
             return if is_pulse { Place::Pulse(slot) } else { Place::Doorbell(slot) };
         }
         let block = BlockNo(at / BLOCK as u64);
@@ -187,7 +190,7 @@ impl Watch for Checkers {
             }
         }
         let me = self.leases.holder(landing.owner);
-        if let Err(what) = lease::landed(landing, me, &view) {
+        if let Err(what) = lease::landed(landing, me, self.leases.has_left(landing.owner), &view) {
             self.add(landing.owner, what);
         }
         if let Err(what) = self.writer.landed(landing, me, &view) {

@@ -1,11 +1,12 @@
 //! The one disk that all hosts share.
 //!
-//! A request is planned when it is submitted: at which moments its blocks are touched, when it hardens,
-//! when it is answered and with what. Between two of these moments anybody else's request may do the
-//! same, so reads see half of a write in flight and writes overtake each other.
+//! A request is planned when it is submitted: at which moments its blocks are touched, when it
+//! hardens, when it is answered and with what. Between two of these moments anybody else's
+//! request may do the same, so reads see half of a write in flight and writes overtake each other.
 //!
 //! Invariants:
-//! - `until` is compared with the host's clock at submission, and only then (R1). A pause of the host
+//! - `until` is compared with the host's clock at submission, and only then (R1). A pause of the
+//!   host
 //!   between that look and the device is possible: such a request is *held* until the pause ends.
 //! - A compare-and-write happens at one moment.
 //! - A request outlives the program that made it by at most the drain time, in the state in which
@@ -197,8 +198,8 @@ impl SharedDisk {
         self.inner.borrow_mut().stalled_until.insert(owner, until);
     }
 
-    /// Calls `action` when `owner` submits the `countdown`-th request from now that is `request`, or
-    /// any that changes something. The action may pause the program: the request is then held
+    /// Calls `action` when `owner` submits the `countdown`-th request from now that is `request`,
+    /// or any that changes something. The action may pause the program: the request is then held
     /// between its look at the clock and the device.
     pub fn arm(
         &self,
@@ -484,7 +485,8 @@ impl SharedDisk {
         }
     }
 
-    /// The program is dead: each of its requests lands wholly, partly or not, within the drain time.
+    /// The program is dead: each of its requests lands wholly, partly or not, within the drain
+    /// time.
     pub fn orphan(self: &Rc<Self>, owner: Owner) {
         let drained = self.executor.now() + self.chance.below(DRAIN_MAX);
         let mut schedules = Vec::new();
@@ -514,8 +516,8 @@ impl SharedDisk {
         !inner.ops.values().any(|op| op.owner == owner && op.wanted.request.changes())
     }
 
-    /// The power fails: requests in flight are torn, and of each block that was not flushed any version
-    /// survives. All programs must be dead. Returns how many blocks lost something.
+    /// The power fails: requests in flight are torn, and of each block that was not flushed any
+    /// version survives. All programs must be dead. Returns how many blocks lost something.
     pub fn lose_power(&self) -> u64 {
         let mut inner = self.inner.borrow_mut();
         let Inner { medium, ops, .. } = &mut *inner;

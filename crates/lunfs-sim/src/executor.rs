@@ -7,7 +7,8 @@
 //! Invariants:
 //! - The order in which ready tasks run is drawn from the seed; timers fire by time, then by the
 //!   order in which they were set. Nothing else decides.
-//! - A killed task is never polled again, and its future is dropped before `kill` returns, unless it is
+//! - A killed task is never polled again, and its future is dropped before `kill` returns, unless
+//!   it is
 //!   the one that runs: then right after.
 //! - A paused task is not polled; what woke it meanwhile wakes it at the end of the pause.
 

@@ -183,8 +183,8 @@ pub fn session<T: 'static, F: Future<Output = T>>(
         );
         world.findings.add(owner, text);
     }
-    let value = result.borrow_mut().take();
-    value
+
+    result.borrow_mut().take()
 }
 
 /// The parent of a dead program writes its last word, once its I/O is drained.

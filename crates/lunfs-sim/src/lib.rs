@@ -1,7 +1,7 @@
 //! A world that can break on command.
 //!
-//! It runs the core of lunfs, exactly as it ships, on a disk that tears, delays and loses, with clocks
-//! that drift and hosts that crash, pause and come back, and checks every rule. Time is
+//! It runs the core of lunfs, exactly as it ships, on a disk that tears, delays and loses, with
+//! clocks that drift and hosts that crash, pause and come back, and checks every rule. Time is
 //! virtual; everything random comes from the seed; so a seed is a run.
 //!
 //! | module | what it owns |

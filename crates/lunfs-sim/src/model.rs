@@ -74,6 +74,8 @@ pub struct Model {
     files: RefCell<BTreeMap<u64, FileModel>>,
     ids: RefCell<BTreeMap<u64, FileId>>,
     shared: RefCell<BTreeMap<String, Register<Option<u64>>>>,
+    /// Permission bits, which are not ordered with names: each file's are durable by themselves.
+    modes: RefCell<BTreeMap<u64, Register<u32>>>,
     workers: RefCell<Vec<Names>>,
     bytes_checked: Cell<u64>,
 }
@@ -89,6 +91,7 @@ impl Model {
             files: RefCell::default(),
             ids: RefCell::default(),
             shared: RefCell::default(),
+            modes: RefCell::default(),
             workers: RefCell::new(vec![Names::default(); workers]),
             bytes_checked: Cell::new(0),
         })
@@ -137,6 +140,9 @@ impl Model {
     pub fn synced(&self, program: Owner, tick: u64, workers: &[usize]) {
         for file in self.files.borrow_mut().values_mut() {
             file.harden(program, tick, &self.dead);
+        }
+        for modes in self.modes.borrow_mut().values_mut() {
+            modes.harden(program, tick, &self.dead);
         }
         for &worker in workers {
             let mark = {
@@ -219,6 +225,48 @@ impl Model {
     pub fn doubt_bytes(&self, number: u64, pending: &Pending) {
         let tick = self.tick();
         self.with_file(number, |file| file.doubt(pending, tick));
+    }
+
+    /// What `by` did to the permission bits of `number` before `tick` is durable.
+    pub fn harden_mode(&self, number: u64, by: Owner, tick: u64) {
+        if let Some(modes) = self.modes.borrow_mut().get_mut(&number) {
+            modes.harden(by, tick, &self.dead);
+        }
+    }
+
+    /// Does something with the permission bits of `number`, which has had `usual` from its
+    /// creation.
+    pub fn with_mode<T>(
+        &self,
+        number: u64,
+        usual: u32,
+        act: impl FnOnce(&mut Register<u32>, u64) -> T,
+    ) -> T {
+        let tick = self.tick();
+        let mut modes = self.modes.borrow_mut();
+        act(modes.entry(number).or_insert_with(|| Register::new(usual)), tick)
+    }
+
+    /// A look that began at tick `from` found these permission bits.
+    pub fn check_mode(
+        &self,
+        (number, usual): (u64, u32),
+        found: u32,
+        by: Owner,
+        from: u64,
+    ) -> bool {
+        let result = self.with_mode(number, usual, |modes, now| {
+            let allowed = modes.allowed(from, &self.dead);
+            let seen: Vec<ChangeNo> =
+                allowed.iter().filter(|(_, mode)| **mode == found).map(|(no, _)| *no).collect();
+            if seen.is_empty() {
+                let history = modes.history();
+                return Err(format!("file {number} has mode {found}; allowed: {history}"));
+            }
+            modes.observe(&seen, by, (from, now), &self.dead);
+            Ok(())
+        });
+        self.report(by, result)
     }
 
     /// What `by` did to the bytes of `number` before `tick` is durable.
@@ -389,7 +437,8 @@ impl Model {
         let marks: Vec<(Owner, u64)> = register.marks(&number);
         register.observe(&seen, by, span, &self.dead);
         drop(shared);
-        // What another host sees came through a release, and with it all that its author did before.
+        // What another host sees came through a release, and with it all that its author did
+        // before.
         if let (Some(worker), [(author, mark)]) = (worker_of(name), marks.as_slice())
             && *author != by
             && *author != Owner::WORLD

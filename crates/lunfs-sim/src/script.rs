@@ -51,7 +51,7 @@ impl Sim {
     /// A world with an empty volume, from a seed.
     pub fn with_seed(name: &str, seed: u64) -> Sim {
         let disk = DiskModel {
-            unit: if seed % 3 == 0 { 4096 } else { 512 },
+            unit: if seed.is_multiple_of(3) { 4096 } else { 512 },
             size: 256 << 20,
             before: Before::Ghosts(seed),
             latency: Latency::USUAL,
@@ -68,7 +68,7 @@ impl Sim {
     pub fn hosts<const N: usize>(&self) -> [Host; N] {
         std::array::from_fn(|number| {
             let host = Host(number);
-            self.start(host);
+            self.begin(host);
             host
         })
     }
@@ -133,7 +133,7 @@ impl Sim {
     }
 
     /// Starts a host; it must be able to mount, if need be after others' deaths were noticed.
-    pub fn start(&self, host: Host) {
+    pub fn begin(&self, host: Host) {
         let limit = self.now() + STEP;
         while self.now() < limit {
             let (owner, program) = self.world.new_program(host.0);
@@ -207,14 +207,30 @@ impl Sim {
     }
 
     /// Starts something that nobody waits for.
-    pub fn start_write(&self, host: Host, file: FileId, at: u64, data: &[u8]) {
-        let (owner, volume, data) = (self.program(host).0, self.volume(host), data.to_vec());
-        self.world.executor.spawn(owner, async move {
-            drop(volume.write(file, at, data).await);
+    pub fn start<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        host: Host,
+        act: impl FnOnce(Rc<Volume>) -> F,
+    ) {
+        let doing = act(self.volume(host));
+        self.world.executor.spawn(self.program(host).0, async move {
+            doing.await;
         });
     }
 
-    /// Kills the program of a host; what it has in flight lands, lands in part, or not. Returns when.
+    /// Starts a write that nobody waits for.
+    pub fn start_write(&self, host: Host, file: FileId, at: u64, data: &[u8]) {
+        let data = data.to_vec();
+        self.start(host, |volume| async move { volume.write(file, at, data).await });
+    }
+
+    /// The disk does nothing of what is submitted from now on, for this time.
+    pub fn stall(&self, nanoseconds: u64) {
+        self.world.disk.stall(Owner::WORLD, self.now() + nanoseconds);
+    }
+
+    /// Kills the program of a host; what it has in flight lands, lands in part, or not. Returns
+    /// when.
     pub fn crash(&self, host: Host) -> u64 {
         self.world.kill(self.program(host).0, Death::Crashed);
         self.now()

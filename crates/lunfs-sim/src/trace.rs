@@ -1,7 +1,7 @@
 //! What happened, as one number and, for people, as lines.
 //!
-//! Two runs of one seed must end with the same number: every event of the disk, of the fences and of the
-//! hosts goes into it, with its time.
+//! Two runs of one seed must end with the same number: every event of the disk, of the fences and
+//! of the hosts goes into it, with its time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

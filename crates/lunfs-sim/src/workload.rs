@@ -170,7 +170,7 @@ impl Worker {
     fn pick_name(&self, directory: &str) -> String {
         let number = self.chance.below(24);
         let mut name = format!("n{number}");
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             // Long names make directories that need more than one node.
             let len = 60 + usize::try_from(number).unwrap_or(0) * 7;
             name.push_str(&"x".repeat(len));

@@ -400,7 +400,8 @@ impl World {
         }
     }
 
-    /// Runs the world until `done`, at most until world time `limit`, and stops at the first finding.
+    /// Runs the world until `done`, at most until world time `limit`, and stops at the first
+    /// finding.
     pub fn run(&self, limit: u64, mut done: impl FnMut() -> bool) -> Ended {
         let ended = self.executor.run(limit, || self.findings.any() || done());
         match &ended {
@@ -429,7 +430,7 @@ impl World {
             *to.borrow_mut() = Some(value);
         });
         self.run(self.executor.now().saturating_add(length), || result.borrow().is_some());
-        let value = result.borrow_mut().take();
-        value
+
+        result.borrow_mut().take()
     }
 }

@@ -18,7 +18,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use lunfs_host::control;
 use lunfs_host::parent::{self, Ended};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -55,6 +57,7 @@ pub struct Options {
 /// Mounts, and waits for the end of the mount where it stays in the foreground.
 pub fn run(options: &Options) -> Result<ExitCode> {
     needs()?;
+    must_be_free(&options.dir)?;
     if options.foreground {
         lead_group()?;
         return be_parent(options);
@@ -72,6 +75,27 @@ fn needs() -> Result<()> {
     }
     let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     fuse.map(drop).context("/dev/fuse cannot be used; load the module with `modprobe fuse`")
+}
+
+/// Looks before the volume is joined: a host that comes and goes is work for the others.
+fn must_be_free(dir: &Path) -> Result<()> {
+    let shown = dir.display();
+    let there = control::find_mount(dir).ok();
+    match std::fs::metadata(dir) {
+        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
+            bail!(
+                "a mount whose host is dead is at {shown}; remove it with `lunfs unmount {shown}`"
+            )
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot mount at {shown}")),
+        Ok(about) if !about.is_dir() => bail!("cannot mount at {shown}: it is not a directory"),
+        Ok(_) => match there {
+            Some(mount) if std::fs::canonicalize(dir).is_ok_and(|point| point == mount.point) => {
+                bail!("{} is mounted at {shown} already", mount.source)
+            }
+            _ => Ok(()),
+        },
+    }
 }
 
 /// Makes this process the leader of a group, if it is not one.
@@ -133,7 +157,8 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
     tell(&ended, was_mounted, &host)
 }
 
-/// The daemon is another start of this program: it shares no memory and no descriptor with its parent.
+/// The daemon is another start of this program: no memory and no descriptor is shared with it.
+/// parent.
 fn start_daemon(options: &Options, source: &Path, host: &str, log: &Path) -> Result<Child> {
     let mut daemon = Command::new(std::env::current_exe().context("where is lunfs?")?);
     daemon.arg("daemon").arg(source).arg(&options.dir).args(["--host", host]);
@@ -177,6 +202,7 @@ fn tell(ended: &Ended, was_mounted: bool, host: &str) -> Result<ExitCode> {
         Ended::Clean if was_mounted => Ok(ExitCode::SUCCESS),
         // The daemon itself has said why.
         Ended::Clean | Ended::NeverJoined(_) => Ok(ExitCode::FAILURE),
+        Ended::NothingToSay(_) if !was_mounted => Ok(ExitCode::FAILURE),
         Ended::LastWord => bail!(
             "the daemon of {host} died; other hosts know, and go on. All that was made durable is \
              safe; unmount the dead mount and mount again"

@@ -98,9 +98,13 @@ pub fn count_done(log: &Path) -> Result<usize> {
     Ok(text.lines().filter(|line| line.starts_with("done ")).count())
 }
 
-/// Compares the files below `dir` with what the log says of them.
+/// Compares the files below `dir` with what the log says of them. A writer that was killed before
+/// it opened its log has written nothing.
 pub fn verify(dir: &Path, log: &Path) -> Result<Verified> {
-    let text = std::fs::read_to_string(log)?;
+    let text = match std::fs::read_to_string(log) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| log.display().to_string())?,
+    };
     let mut verified = Verified::default();
     for (path, expected) in expectations(&text)? {
         if let Some(bytes) = expected.verify(&dir.join(&path))? {

@@ -39,6 +39,9 @@ pub struct Options {
     /// Start of the random choices; printed at the start of every run
     #[arg(long)]
     seed: Option<u64>,
+    /// Of `mutations`, only those whose names contain this
+    #[arg(long)]
+    only: Option<String>,
 }
 
 /// How much of a scenario to run.
@@ -49,6 +52,8 @@ pub struct Extent {
     pub is_slice: bool,
     /// Where random choices start.
     pub seed: u64,
+    /// Of a scenario with parts, only those whose names contain this.
+    pub only: Option<String>,
 }
 
 /// What a scenario measured, and what it had to keep.
@@ -156,6 +161,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         rounds: options.rounds,
         is_slice: false,
         seed: options.seed.unwrap_or_else(writer::seed_of_now),
+        only: options.only.clone(),
     };
     scenario(options.name.as_deref().unwrap_or_default(), &extent)
 }

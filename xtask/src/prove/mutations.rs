@@ -17,14 +17,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Seek as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::{Extent, Figure};
 use crate::{root, shell, tidy};
+
+/// How long a simulated seed or a test may run before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One way to notice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,8 +55,8 @@ struct Catch {
 /// Applies every mutation in turn to a copy; each must be noticed.
 pub fn run(extent: &Extent) -> Result<Figure> {
     let mut mutations = all()?;
-    if extent.is_slice {
-        mutations.truncate(2);
+    if let Some(only) = &extent.only {
+        mutations.retain(|mutation| mutation.name.contains(only));
     }
     let copy = Copy::new()?;
     copy.control(&mutations)?;
@@ -211,12 +216,9 @@ impl Copy {
         shell::output(&mut self.cargo(["build", "--release", "--quiet", "-p", "lunfs-sim"]))
             .context("a mutation must compile")?;
         for seed in first..end {
-            let output = Command::new(self.target.join("release/lunfs-sim"))
-                .args(["--seed", &seed.to_string()])
-                .stdin(Stdio::null())
-                .output()?;
-            if !output.status.success() {
-                let said = finding(&[output.stdout, output.stderr].concat());
+            let mut simulator = Command::new(self.target.join("release/lunfs-sim"));
+            simulator.args(["--seed", &seed.to_string()]);
+            if let Some(said) = failure(&mut simulator)? {
                 return Ok(Some(Catch { by: format!("seed {seed}"), said }));
             }
         }
@@ -226,17 +228,12 @@ impl Copy {
     fn ask_tests(&self, package: &str, word: &str) -> Result<Option<Catch>> {
         let build = ["test", "--quiet", "--no-run", "-p", package];
         shell::output(&mut self.cargo(build)).context("a mutation must compile")?;
-        let output = self.cargo(["test", "-p", package, word]).output()?;
-        if output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            if !said.lines().any(|l| l.starts_with("test result: ok.") && !l.contains(" 0 passed"))
-            {
-                bail!("no test of {package} is named {word}");
-            }
-            return Ok(None);
+        let known = shell::output(&mut self.cargo(["test", "-p", package, word, "--", "--list"]))?;
+        if !known.lines().any(|line| line.ends_with(": test")) {
+            bail!("no test of {package} is named {word}");
         }
-        let said = finding(&[output.stdout, output.stderr].concat());
-        Ok(Some(Catch { by: format!("test {package} {word}"), said }))
+        let said = failure(&mut self.cargo(["test", "-p", package, word]))?;
+        Ok(said.map(|said| Catch { by: format!("test {package} {word}"), said }))
     }
 
     fn cargo<const N: usize>(&self, arguments: [&str; N]) -> Command {
@@ -247,15 +244,59 @@ impl Copy {
     }
 }
 
-/// The line of an output that says what was found.
-fn finding(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    let telling = |line: &&str| {
-        ["finding", "assertion", "panicked", "FAILED"].iter().any(|word| line.contains(word))
+/// Runs a command; what it said if it failed. One that does not end has failed, too: a rule that
+/// was taken away may leave hosts that wait for each other.
+fn failure(command: &mut Command) -> Result<Option<String>> {
+    let mut said = tempfile()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(said.try_clone()?)
+        .stderr(said.try_clone()?)
+        .process_group(0)
+        .spawn()?;
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if started.elapsed() > PATIENCE {
+            let group = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
+            child.wait()?;
+            return Ok(Some(format!("did not end within {} s", PATIENCE.as_secs())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     };
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines.clone().find(telling).or_else(|| lines.next_back()).unwrap_or("no word");
-    line.replace('|', "/").chars().take(120).collect()
+    if status.success() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    said.rewind()?;
+    said.read_to_string(&mut text)?;
+    Ok(Some(finding(&text)))
+}
+
+/// A file without a name, so that output of any length is no reason to wait.
+fn tempfile() -> Result<fs::File> {
+    let path = root().join("target/mutations/output");
+    let file =
+        fs::File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// The line of an output that says what was found.
+fn finding(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let place =
+        |words: &[&str]| lines.iter().position(|line| words.iter().any(|word| line.contains(word)));
+    let line = match (place(&["breaks a rule:"]), place(&["panicked at"])) {
+        // The first finding stands below its seed, the reason of a panic below its place.
+        (Some(seed), _) => lines.get(seed + 1),
+        (None, Some(panic)) => lines.get(panic + 1),
+        (None, None) => lines.last(),
+    };
+    line.copied().unwrap_or("no word").replace('|', "/").chars().take(120).collect()
 }
 
 #[cfg(test)]
@@ -271,5 +312,13 @@ mod tests {
         assert_eq!(mutation.catchers.len(), 2);
         assert_eq!(mutation.catchers[0], Catcher::Seeds { first: 1, end: 60 });
         assert!(parse("rule: R7\n--- a/x\n", "two".into(), PathBuf::new()).is_err());
+    }
+
+    #[test]
+    fn the_finding_is_told_in_one_line() {
+        let simulator = "seed 7 breaks a rule:\n  R5: two hosts hold block 12\n  again: x\n";
+        assert_eq!(finding(simulator), "R5: two hosts hold block 12");
+        let test = "thread 't' panicked at a.rs:1:\n  left != right\nnote: b\n";
+        assert_eq!(finding(test), "left != right");
     }
 }

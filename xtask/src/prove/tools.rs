@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::compare::compare;
-use super::copy_tree::make_source;
+use super::copy_tree::{make_source, small_trees};
 use super::world::World;
 use super::{Extent, Figure};
 use crate::{shell, tools};
@@ -15,13 +15,14 @@ pub fn run(_: &Extent) -> Result<Figure> {
     println!("{}", tools::install()?);
     let mut world = World::new("tools")?;
     let source = world.path("source");
-    make_source(&source, true)?;
+    make_source(&source, &small_trees())?;
     world.format_image("2G")?;
     let a = world.mount("a")?;
     let b = world.mount("b")?;
 
     let with_slash = format!("{}/", source.display());
-    let rsync = ["-aHAX", "--sparse", "--numeric-ids"];
+    // Without the window rsync takes times of one second for the same.
+    let rsync = ["-aHAX", "--sparse", "--numeric-ids", "--modify-window=-1"];
     shell::run(shell::command("rsync", rsync).arg(&with_slash).arg(a.dir.join("rsync")))?;
     let archive = b.dir.join("source.tar");
     let flags = ["--xattrs", "--xattrs-include=*", "--sparse", "--numeric-owner", "-C"];

@@ -15,7 +15,7 @@ use super::ledger::{Content, Ledger};
 use crate::Ending;
 
 /// Files kept; the oldest goes when there are more.
-const FILES_MAX: usize = 150;
+const FILES_MAX: usize = 80;
 const DIRECTORIES: u64 = 4;
 
 /// Where to write and where to log.

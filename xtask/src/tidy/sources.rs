@@ -6,7 +6,20 @@ const LINES_MAX: usize = 600;
 const COLUMNS_MAX: usize = 100;
 
 /// Files that may be longer than `LINES_MAX`: path, lines, reason.
-const LONG_FILES: &[(&str, usize, &str)] = &[];
+const LONG_FILES: &[(&str, usize, &str)] = &[
+    (
+        "crates/lunfs-core/src/data.rs",
+        830,
+        "one invariant (R10) over all changes of contents; to split",
+    ),
+    (
+        "crates/lunfs-core/src/directory.rs",
+        620,
+        "rename reads best beside what it shares; to split",
+    ),
+    ("crates/lunfs-core/src/locks.rs", 710, "taking and giving up mirror each other; to split"),
+    ("crates/lunfs-core/src/tree/tests.rs", 950, "tests with their own walker"),
+];
 
 /// Words that say nothing in the name of a type or module.
 const EMPTY_NAMES: &[&str] = &["Manager", "Helper", "Util", "Utils", "Handler", "Info", "Data"];
@@ -75,10 +88,11 @@ fn unbuilt_file(file: &File, files: &[File], findings: &mut Vec<Finding>) {
     }
     let declaration = format!("mod {name};");
     let prefix = format!("{package}/src/");
+    let by_path = format!("#[path = \"{name}.rs\"]");
     let named = files
         .iter()
         .filter(|other| other.path.starts_with(&prefix))
-        .any(|other| other.text.contains(&declaration));
+        .any(|other| other.text.contains(&declaration) || other.text.contains(&by_path));
     if !named {
         findings.push(file.finding(1, format!("is not built: no `{declaration}`")));
     }

@@ -7,8 +7,8 @@
 //! - R8: idempotent; a torn last record ends the journal; a broken record that a later one calls
 //!   durable is corruption.
 //!
-//! Reading is one pass, deciding is pure (`decide`), writing comes last: another host may start over
-//! at any moment with the same result.
+//! Reading is one pass, deciding is pure (`decide`), writing comes last: another host may start
+//! over at any moment with the same result.
 
 use std::collections::BTreeMap;
 
@@ -298,8 +298,8 @@ fn collect(wanted: &mut Wanted, record: &Record) {
     }
 }
 
-/// Q3, N38: `missing` is the first record that is not whole. If a later one says that it was durable,
-/// the journal is damaged in its middle, and what it acknowledged is lost: stop.
+/// Q3, N38: `missing` is the first record that is not whole. If a later one says that it was
+/// durable, the journal is damaged in its middle, and what it acknowledged is lost: stop.
 async fn refuse_broken(reader: &mut Reader<'_>, dead: Holder, missing: u64) -> Result<()> {
     for position in 0..reader.ring_blocks {
         let Some((head, _)) = reader.head(dead, position).await? else { continue };

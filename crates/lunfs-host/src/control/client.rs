@@ -25,8 +25,8 @@ pub fn call(path: &Path, request: &Request) -> Result<Value> {
     }
 }
 
-/// The lunfs mount at `path`, or the one that `path` lies on. A mount point is found in the mount table
-/// alone, because nothing there can be looked at when the server is dead.
+/// The lunfs mount at `path`, or the one that `path` lies on. A mount point is found in the mount
+/// table alone, because nothing there can be looked at when the server is dead.
 pub fn find_mount(path: &Path) -> Result<Mount> {
     let absolute = std::path::absolute(path)
         .map_err(|e| HostError::io(format!("cannot tell where {} is", path.display()), e))?;
@@ -54,8 +54,8 @@ fn ask(socket: &Path, request: &Request, mount: &Mount) -> Result<Response> {
     let mut stream = UnixStream::connect(socket).map_err(|e| {
         HostError::io(
             format!(
-                "cannot reach the program that serves {point}; if it is dead, remove the mount with \
-                 `umount -l {point}` and mount again"
+                "cannot reach the program that serves {point}; if it is dead, remove the mount \
+                 with `umount -l {point}` and mount again"
             ),
             e,
         )

@@ -1,8 +1,8 @@
 //! The control socket: how `lunfs info`, `locks`, `unmount` reach the program that serves a mount.
 //!
 //! One request and one answer, each a line of JSON. The socket is
-//! `/run/lunfs/<major>-<minor>.sock`, named by the device number of the mounted file system, which the
-//! mount table tells even when the server is dead.
+//! `/run/lunfs/<major>-<minor>.sock`, named by the device number of the mounted file system,
+//! which the mount table tells even when the server is dead.
 
 mod client;
 mod server;

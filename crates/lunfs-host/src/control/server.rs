@@ -37,8 +37,8 @@ pub struct About {
     pub read_only: bool,
 }
 
-/// A request to unmount. Answering it ends the caller's wait; afterwards `told` ends when the answer
-/// has been sent.
+/// A request to unmount. Answering it ends the caller's wait; afterwards `told` ends when the
+/// answer has been sent.
 pub struct Unmount {
     /// Even if it is busy.
     pub force: bool,
@@ -56,8 +56,8 @@ pub struct Control {
     accepting: task::JoinHandle<()>,
 }
 
-/// A bound socket and its own number: once the kernel has unmounted us, our name may already belong to
-/// another mount. The listener keeps the number ours.
+/// A bound socket and its own number: once the kernel has unmounted us, our name may already
+/// belong to another mount. The listener keeps the number ours.
 pub(super) struct Socket {
     path: PathBuf,
     inode: u64,

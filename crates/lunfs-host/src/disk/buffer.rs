@@ -37,7 +37,8 @@ impl AlignedBuffer {
     /// Its bytes, to be changed.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let capacity = self.capacity();
-        // SAFETY: as in `bytes`; every value of a byte is a valid page, and the borrow is exclusive.
+        // SAFETY: as in `bytes`; every value of a byte is a valid page, and the borrow is
+        // exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), capacity) }
     }
 }

@@ -4,15 +4,16 @@
 //! exclude its own threads. Requests that wait together share one flush:
 //!
 //! ```text
-//!  pending --try mark--> batch: read all, compare all, write all -> one fdatasync -> unmark all -> answers
+//! pending --try mark--> batch: read all, compare all, write all -> one fdatasync -> unmark all
+//! -> answers
 //!     ^                    |
 //!     +-- mark is held ----+   again in a millisecond, for at most MARK_WAIT_MAX
 //! ```
 //!
 //! Nobody waits for a mark while holding another one, so hosts cannot wait for each other.
 //!
-//! A crash between write and flush leaves the new image on disk, perhaps not durable: the caller was
-//! told nothing, and whoever acts upon that image does so by a compare-and-write of its own,
+//! A crash between write and flush leaves the new image on disk, perhaps not durable: the caller
+//! was told nothing, and whoever acts upon that image does so by a compare-and-write of its own,
 //! whose flush makes both durable.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -128,7 +129,8 @@ fn take_marked<'s>(source: &'s Source, pending: &mut Vec<Pending>) -> Vec<(Reque
 fn exchange_and_answer(source: &Source, batch: Vec<(Request, Mark)>) {
     let exchanges: Vec<&Exchange> = batch.iter().map(|(request, _)| &request.exchange).collect();
     let outcomes = exchange_all(source, &exchanges);
-    // The marks go before the answers: who is answered may at once ring another host for this block.
+    // The marks go before the answers: who is answered may at once ring another host for this
+    // block.
     let requests: Vec<Request> = batch.into_iter().map(|(request, _mark)| request).collect();
     for (request, outcome) in requests.into_iter().zip(outcomes) {
         answer(request, outcome);

@@ -59,8 +59,8 @@ impl Bell {
 
     /// Makes the driver look at its channel, after something was put there.
     pub fn ring(&self) {
-        // SeqCst orders this after the channel's push as the driver sees it: either the driver finds
-        // the push before it sleeps, or we find it asleep.
+        // SeqCst orders this after the channel's push as the driver sees it: either the driver
+        // finds the push before it sleeps, or we find it asleep.
         if self.asleep.swap(false, Ordering::SeqCst) {
             rustix::io::write(&self.event, &1u64.to_le_bytes()).expect("an eventfd takes a one");
         }

@@ -199,8 +199,8 @@ fn open_device(path: &Path, number: u64, access: Access) -> Result<Source> {
     }
     if !lies_on_devtmpfs(about.dev())? {
         return Err(HostError::new(format!(
-            "{shown} does not lie on the kernel's devtmpfs, so other programs of this machine may not \
-             see the marks of this one; mount where /dev is the kernel's own"
+            "{shown} does not lie on the kernel's devtmpfs, so other programs of this machine may \
+             not see the marks of this one; mount where /dev is the kernel's own"
         )));
     }
     let logical_block = rustix::fs::ioctl_blksszget(&file)

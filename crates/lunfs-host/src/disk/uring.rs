@@ -53,7 +53,8 @@ impl UringDisk {
         Ok(UringDisk { source, lines: Rc::new(lines) })
     }
 
-    /// The source beneath, for the fence: its marks must be on the description that carries the I/O.
+    /// The source beneath, for the fence: its marks must be on the description that carries the
+    /// I/O.
     pub fn source(&self) -> Arc<Source> {
         Arc::clone(&self.source)
     }

@@ -1,4 +1,5 @@
-//! fuser's callbacks, on fuser's threads: copy what a request holds, make a job, send it to the core.
+//! fuser's callbacks, on fuser's threads: copy what a request holds, make a job, send it to the
+//! core.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,4 +1,5 @@
-//! Mounting: /dev/fuse, mount(2), fuser's threads, and the loop that runs jobs on the core's thread.
+//! Mounting: /dev/fuse, mount(2), fuser's threads, and the loop that runs jobs on the core's
+//! thread.
 //!
 //! fuser's own mount is not used: it cannot name the type `fuse.lunfs`, falls back to a set-uid
 //! helper, and unmounts when dropped, where a stopped host must leave a mount that says ENOTCONN.

@@ -10,9 +10,10 @@ pub const ROOT_NODE: u64 = 1;
 
 /// Nodes the kernel knows.
 ///
-/// A node number is a descriptor's address, which may be used again for another file while the kernel
-/// still holds the old one. The kernel sees the other generation in the next reply and drops the old
-/// node; the lookups of both are given back under the same number, so they share one count.
+/// A node number is a descriptor's address, which may be used again for another file while the
+/// kernel still holds the old one. The kernel sees the other generation in the next reply and
+/// drops the old node; the lookups of both are given back under the same number, so they share
+/// one count.
 pub struct Nodes {
     root: FileId,
     known: HashMap<u64, Node>,

@@ -75,7 +75,8 @@ impl Server {
     // ---- names -------------------------------------------------------------------------------
 
     pub async fn lookup(&self, dir: u64, name: Vec<u8>) -> Answer<Entry> {
-        // The kernel asks for names of up to 1024 bytes or more; what cannot exist is not "not found".
+        // The kernel asks for names of up to 1024 bytes or more; what cannot exist is not "not
+        // found".
         if name.len() > NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
         }

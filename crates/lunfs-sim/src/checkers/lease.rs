@@ -1,7 +1,7 @@
 //! R1: nothing is submitted after the lease. R4: nothing lands after recovery.
 //!
-//! The lease is computed here from what reached the disk: it ends `lease` after the first submission of
-//! the newest image of the program's pulse that landed, by its host's clock.
+//! The lease is computed here from what reached the disk: it ends `lease` after the first
+//! submission of the newest image of the program's pulse that landed, by its host's clock.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -48,6 +48,11 @@ impl Leases {
             has_left: false,
         };
         self.lives.borrow_mut().insert(owner, life);
+    }
+
+    /// Did the program give its slot back by itself?
+    pub fn has_left(&self, owner: Owner) -> bool {
+        self.lives.borrow().get(&owner).is_some_and(|life| life.has_left)
     }
 
     /// The life of a slot that a program has.
@@ -101,9 +106,9 @@ impl Leases {
         let Ok(pulse) = Pulse::decode(image, known.volume, slot) else { return };
         let mut lives = self.lives.borrow_mut();
         let Some(life) = lives.get_mut(&landing.owner) else { return };
+        let is_own = life.holder.is_some_and(|holder| holder.slot == slot);
+        life.has_left |= is_own && pulse.state == PulseState::Free;
         if pulse.run != life.run {
-            let is_own = life.holder.is_some_and(|holder| holder.slot == slot);
-            life.has_left |= is_own && pulse.state == PulseState::Free;
             return;
         }
         life.holder = Some(Holder { slot, incarnation: pulse.incarnation });
@@ -116,13 +121,19 @@ impl Leases {
     }
 }
 
-/// R4: what a program wrote may not land once its life of the slot is over.
-pub(super) fn landed(landing: &Landing<'_>, me: Option<Holder>, view: &View) -> Result<(), String> {
+/// R4: what a program wrote may not land once its life of the slot is over. An answer to a doorbell
+/// may, if the program left by itself: it replaces one request, or nothing.
+pub(super) fn landed(
+    landing: &Landing<'_>,
+    me: Option<Holder>,
+    has_left: bool,
+    view: &View,
+) -> Result<(), String> {
     let Some(me) = me else { return Ok(()) };
-    if let Place::Pulse(slot) = view.known.place(landing.at)
-        && slot == me.slot
-    {
-        return Ok(());
+    match view.known.place(landing.at) {
+        Place::Pulse(slot) if slot == me.slot => return Ok(()),
+        Place::Doorbell(_) if has_left => return Ok(()),
+        Place::Pulse(_) | Place::Doorbell(_) | Place::Block(_) | Place::Outside => {}
     }
     if view.is_stale(me) {
         return Err(format!(

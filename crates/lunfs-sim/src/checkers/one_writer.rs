@@ -1,7 +1,7 @@
 //! R5: locks change only as they may, and what they cover is written only by their holder.
 //!
-//! What a lock covers is known from the blocks themselves: metadata names its lock in its header, and
-//! the workers' data names its file.
+//! What a lock covers is known from the blocks themselves: metadata names its lock in its header,
+//! and the workers' data names its file.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -57,7 +57,7 @@ impl OneWriter {
     ) -> Result<(), String> {
         let starts_block = landing.at == block.offset();
         if starts_block && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block) {
-            self.generation_rises(block, &lock)?;
+            self.generation_rises(block, &lock, landing.request)?;
             let before = landing
                 .before
                 .and_then(|before| Lock::decode(before, view.known.volume, block).ok());
@@ -86,11 +86,17 @@ impl OneWriter {
         }
     }
 
-    fn generation_rises(&self, block: BlockNo, lock: &Lock) -> Result<(), String> {
+    /// A lock that is prepared for a new object may repeat the generation of one that was prepared
+    /// there before and never became known: the record that would have named it was lost.
+    fn generation_rises(&self, block: BlockNo, lock: &Lock, by: Request) -> Result<(), String> {
         let mut generations = self.generations.borrow_mut();
         let new = (lock.generation, lock.nonce);
+        let falls = |known: Version| match by {
+            Request::Compare => lock.generation <= known,
+            _ => lock.generation < known,
+        };
         match generations.get(&block) {
-            Some(&known) if new != known && lock.generation <= known.0 => Err(format!(
+            Some(&known) if new != known && falls(known.0) => Err(format!(
                 "R5: the generation of lock {block} went from {} to {}",
                 known.0, lock.generation
             )),

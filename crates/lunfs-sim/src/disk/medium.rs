@@ -1,8 +1,9 @@
-//! What the simulated disk holds: what a read sees, what survives a power loss, and what lies between.
+//! What the simulated disk holds: what a read sees, what survives a power loss, and what lies
+//! between.
 //!
-//! The unit is the logical block. A write that landed is *visible*. It becomes *durable* by FUA or by a
-//! flush; until then it sits among the *unflushed* versions of its unit, and a power loss leaves any one
-//! of them or the durable one, for each unit on its own.
+//! The unit is the logical block. A write that landed is *visible*. It becomes *durable* by FUA
+//! or by a flush; until then it sits among the *unflushed* versions of its unit, and a power loss
+//! leaves any one of them or the durable one, for each unit on its own.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -147,8 +148,8 @@ impl Medium {
         self.unflushed.len()
     }
 
-    /// The power fails: of each unit one of its unflushed versions survives (`percent` times in a hundred)
-    /// or the durable one. Returns how many units lost something.
+    /// The power fails: of each unit one of its unflushed versions survives (`percent` times in a
+    /// hundred) or the durable one. Returns how many units lost something.
     pub fn lose_power(&mut self, chance: &Chance, percent: u32) -> u64 {
         let mut lost = 0;
         for (unit, versions) in std::mem::take(&mut self.unflushed) {

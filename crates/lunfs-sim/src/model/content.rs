@@ -1,7 +1,7 @@
 //! Bytes that say what they are.
 //!
-//! A write fills each 512-byte sector of a file with its file, its place and its number, so that every
-//! sector that is read can be traced to the write that made it, or to none.
+//! A write fills each 512-byte sector of a file with its file, its place and its number, so that
+//! every sector that is read can be traced to the write that made it, or to none.
 
 use std::rc::Rc;
 
@@ -52,13 +52,12 @@ pub fn fill(file: u64, at: u64, len: usize, write: u64) -> Vec<u8> {
     bytes
 }
 
-/// The file that a tagged sector belongs to.
+/// The file that a whole tagged sector belongs to.
 pub fn tagged_file(bytes: &[u8]) -> Option<u64> {
-    let word =
-        |index: usize| Some(u64::from_le_bytes(bytes.get(index * 8..)?.get(..8)?.try_into().ok()?));
-    let whole = sector(word(1)?, word(2)?, word(3)?);
-    // A write that ends inside a sector leaves a torn tag, whose numbers mean nothing.
-    (word(0)? == MAGIC && bytes.get(..SECTOR) == Some(&whole[..])).then(|| word(1)).flatten()
+    let first = bytes.get(..SECTOR)?;
+    let word = |index: usize| Some(u64::from_le_bytes(first[index * 8..][..8].try_into().ok()?));
+    let (file, number, write) = (word(1)?, word(2)?, word(3)?);
+    (word(0)? == MAGIC && *first == sector(file, number, write)).then_some(file)
 }
 
 /// What a sector that should not be there says of itself.

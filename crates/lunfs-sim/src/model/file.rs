@@ -42,7 +42,8 @@ pub struct FileModel {
     pub id: Option<FileId>,
     /// Somebody called for its removal.
     pub is_going: bool,
-    /// An operation on it ended in doubt: it must be looked at before its bytes are changed in part.
+    /// An operation on it ended in doubt: it must be looked at before its bytes are changed in
+    /// part.
     pub in_doubt: bool,
     next_write: u64,
     size: Register<u64>,
@@ -152,7 +153,7 @@ impl FileModel {
         if let Some(change) = pending.size {
             self.size.cancel(change);
         }
-        self.each(pending, |register, change| register.cancel(change));
+        self.each(pending, super::register::Register::cancel);
     }
 
     /// What `by` had acknowledged before `tick` is durable.
@@ -180,7 +181,8 @@ impl FileModel {
         }
         let sizes: Vec<u64> = allowed.iter().map(|(_, size)| **size).collect();
         let (low, high) = (sizes.iter().min().copied(), sizes.iter().max().copied());
-        // A write that was cut short by a death, or is still going on, may have grown the file in part.
+        // A write that was cut short by a death, or is still going on, may have grown the file in
+        // part.
         if sizes.len() > 1 && low.is_some_and(|low| found >= low) && high >= Some(found) {
             if self.size.is_quiet(span.0, deaths) {
                 self.size.settle(found, observer, (span.1, 0), deaths);
@@ -230,7 +232,8 @@ impl FileModel {
             return Ok(());
         }
         Err(format!(
-            "a read of {wanted} bytes at {at} of file {} gave {found} bytes; allowed sizes: {sizes:?}",
+            "a read of {wanted} bytes at {at} of file {} gave {found} bytes; allowed sizes: \
+             {sizes:?}",
             self.number
         ))
     }
@@ -276,7 +279,8 @@ impl FileModel {
                     .map(|(_, content)| describe(&content[start / SECTOR * SECTOR..][..SECTOR]))
                     .collect();
                 return Err(format!(
-                    "file {number} block {block} bytes {start}..{end}: found {}; allowed: {options:?}",
+                    "file {number} block {block} bytes {start}..{end}: found {}; allowed: \
+                     {options:?}",
                     describe(sector)
                 ));
             }
@@ -289,8 +293,8 @@ impl FileModel {
         Ok(())
     }
 
-    /// The whole file was looked at and checked: what lies behind its end is zero from now on, and so
-    /// is the rest of its last block.
+    /// The whole file was looked at and checked: what lies behind its end is zero from now on,
+    /// and so is the rest of its last block.
     pub fn settle_end(
         &mut self,
         (size, tail): (u64, &[u8]),

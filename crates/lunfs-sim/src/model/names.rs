@@ -38,8 +38,6 @@ pub struct Tree {
     pub nodes: BTreeMap<String, Node>,
     /// Extended attributes by number.
     pub attributes: BTreeMap<u64, Attributes>,
-    /// Permission bits by number, where they were set.
-    pub modes: BTreeMap<u64, u32>,
 }
 
 /// The directory part of a path.
@@ -100,7 +98,6 @@ impl Tree {
     fn forget_unnamed(&mut self) {
         let numbers: BTreeSet<u64> = self.nodes.values().map(|node| node.number).collect();
         self.attributes.retain(|number, _| numbers.contains(number));
-        self.modes.retain(|number, _| numbers.contains(number));
     }
 
     /// Names of one file.
@@ -141,10 +138,7 @@ impl Tree {
         if let Some(path) = other.nodes.keys().find(|path| !self.nodes.contains_key(*path)) {
             return format!("{path} should not be there");
         }
-        if self.attributes != other.attributes {
-            return format!("attributes {:?} instead of {:?}", other.attributes, self.attributes);
-        }
-        format!("permission bits {:?} instead of {:?}", other.modes, self.modes)
+        "other attributes".to_owned()
     }
 }
 

@@ -1,11 +1,14 @@
 //! One thing that changes: what may somebody who looks at it see?
 //!
-//! Every change has a time span, from its call to its answer. Time is counted in ticks of the model, one per
-//! call and answer, so no two are equal. A look from tick `from` on may see any change that began, unless
-//! it is *superseded*: another change began after this one was over, was acknowledged before
-//! `from`, and cannot have been lost. A change can be lost if its program died before it was durable.
+//! Every change has a time span, from its call to its answer. Time is counted in ticks of the
+//! model, one per call and answer, so no two are equal. A look from tick `from` on may see any
+//! change that began, unless it is *superseded*: another change began after this one was over,
+//! was acknowledged before
+//! `from`, and cannot have been lost. A change can be lost if its program died before it was
+//! durable.
 //!
-//! This is what "no acknowledged write is lost" and "no stale read after a handover" mean (R11, R13).
+//! This is what "no acknowledged write is lost" and "no stale read after a handover" mean (R11,
+//! R13).
 
 use crate::executor::Owner;
 
@@ -127,8 +130,8 @@ impl<V: Clone + PartialEq> Register<V> {
         self.harden_if(counts, deaths);
     }
 
-    /// What living programs other than `by` had acknowledged before `tick` is durable: the lock went
-    /// from them to `by`, and a lock is given up only when all under it is durable (R6).
+    /// What living programs other than `by` had acknowledged before `tick` is durable: the lock
+    /// went from them to `by`, and a lock is given up only when all under it is durable (R6).
     pub fn hand_over(&mut self, by: Owner, tick: u64, deaths: &dyn Deaths) {
         let counts = |change: &Change<V>| {
             change.by != by
@@ -197,9 +200,9 @@ impl<V: Clone + PartialEq> Register<V> {
         holding.map(|change| (change.by, change.mark)).collect()
     }
 
-    /// A look of `observer` from tick `from` to tick `now` saw the changes `seen`. What another program
-    /// did is then durable: it came through a handover or a recovery. And if that is so, what was not
-    /// seen and was over before the look began will never be seen again.
+    /// A look of `observer` from tick `from` to tick `now` saw the changes `seen`. What another
+    /// program did is then durable: it came through a handover or a recovery. And if that is so,
+    /// what was not seen and was over before the look began will never be seen again.
     pub fn observe(
         &mut self,
         seen: &[ChangeNo],
@@ -208,13 +211,16 @@ impl<V: Clone + PartialEq> Register<V> {
         deaths: &dyn Deaths,
     ) {
         let is_seen = |change: &Change<V>| seen.contains(&ChangeNo(change.number));
-        for change in self.changes.iter_mut().filter(|change| is_seen(change)) {
-            change.over = change.over.or(Some(now));
-            change.acknowledged = true;
-            change.durable |= change.by != observer;
+        // Of several changes to the same value nobody knows which one was seen.
+        if seen.len() == 1 {
+            for change in self.changes.iter_mut().filter(|change| is_seen(change)) {
+                change.over = change.over.or(Some(now));
+                change.acknowledged = true;
+                change.durable |= change.by != observer;
+            }
         }
         // What the observer itself has not made durable can still give way to what was before.
-        if self.changes.iter().any(|change| is_seen(change) && change.durable) {
+        if self.changes.iter().filter(|change| is_seen(change)).all(|change| change.durable) {
             for change in self.changes.iter_mut().filter(|change| !is_seen(change)) {
                 if change.over(deaths).is_some_and(|over| over <= from) {
                     change.gone = change.gone.or(Some(now));
@@ -224,8 +230,8 @@ impl<V: Clone + PartialEq> Register<V> {
         self.prune(deaths);
     }
 
-    /// `observer` saw `value`, which no single change explains, while nothing changed. It is durable
-    /// unless what it is made of is the observer's own and still can be lost.
+    /// `observer` saw `value`, which no single change explains, while nothing changed. It is
+    /// durable unless what it is made of is the observer's own and still can be lost.
     pub fn settle(
         &mut self,
         value: V,
@@ -345,6 +351,24 @@ mod tests {
         register.acknowledge(change, 11);
         register.observe(&[change], B, (12, 13), &NOBODY);
         assert_eq!(seen(&register, 50, &Dead(Some((A, 40)))), [1]);
+    }
+
+    #[test]
+    fn a_value_that_two_changes_make_proves_neither() {
+        let mut register = Register::new(0);
+        let look = 5;
+        let one = register.begin(1, A, 10, 0);
+        register.acknowledge(one, 11);
+        let zero = register.begin(0, A, 12, 0);
+        let seen_now: Vec<ChangeNo> = register
+            .allowed(look, &NOBODY)
+            .into_iter()
+            .filter(|(_, value)| **value == 0)
+            .map(|(change, _)| change)
+            .collect();
+        assert!(seen_now.len() == 2 && seen_now.contains(&zero));
+        register.observe(&seen_now, B, (look, 13), &NOBODY);
+        assert_eq!(seen(&register, 14, &NOBODY), [1, 0]);
     }
 
     #[test]

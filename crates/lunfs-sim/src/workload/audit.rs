@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use lunfs_core::{Error, FileId, FileKind, Volume};
 
-use super::naming::{MODE_DIRECTORY, MODE_FILE};
+use super::naming::usual_mode;
 use super::{Next, Worker};
 use crate::chance::Chance;
 use crate::executor::Owner;
@@ -59,11 +59,6 @@ impl Picture {
         found: &Found,
         tree: &Tree,
     ) -> Result<(), String> {
-        let usual = if node.kind == NodeKind::Directory { MODE_DIRECTORY } else { MODE_FILE };
-        let mode = tree.modes.get(&node.number).copied().unwrap_or(usual);
-        if !matches!(node.kind, NodeKind::Symlink(_)) && found.mode & 0o7777 != mode {
-            return Err(format!("{path} has mode {:o} instead of {mode:o}", found.mode));
-        }
         let links = match node.kind {
             NodeKind::Directory => {
                 let below = tree.children(path);
@@ -102,6 +97,7 @@ impl Worker {
     /// Finds out which of the possible states the worker's files are in. `after_death`: the program
     /// that changed them is gone and recovered.
     pub(super) async fn audit(&self, after_death: bool) -> Next {
+        let look = self.world.model.look();
         let picture = match self.picture().await {
             Ok(picture) => picture,
             Err(error) => return self.trouble("audit", &error),
@@ -132,6 +128,8 @@ impl Worker {
         for (path, node) in &tree.nodes {
             if let Some(found) = picture.names.get(path) {
                 model.identify(node.number, found.id);
+                let file = (node.number, usual_mode(&node.kind));
+                model.check_mode(file, found.mode & 0o7777, self.owner, look.from);
             }
         }
         model.found_names(self.index, *mark, self.owner, after_death);
@@ -198,13 +196,13 @@ impl Worker {
                 NodeKind::File
             }
         };
-        if !picture.attributes.contains_key(&attr.id) {
+        if let std::collections::btree_map::Entry::Vacant(e) = picture.attributes.entry(attr.id) {
             let mut attributes = Attributes::new();
             for key in self.volume.list_xattrs(attr.id).await? {
                 let value = self.volume.get_xattr(attr.id, &key).await?;
                 attributes.insert(key, value);
             }
-            picture.attributes.insert(attr.id, attributes);
+            e.insert(attributes);
         }
         Ok(Found { id: attr.id, kind, links: attr.nlink, mode: attr.mode })
     }

@@ -114,6 +114,7 @@ impl Worker {
             Ok(()) => {
                 self.say(|| format!("worker {} did fsync of file {number}", self.index));
                 self.world.model.harden_bytes(number, self.owner, tick);
+                self.world.model.harden_mode(number, self.owner, tick);
                 self.world.model.harden_names(self.index, number, self.owner);
                 self.done()
             }

@@ -6,11 +6,17 @@ use super::{NAMES_MAX, Next, Worker};
 use crate::model::content::fill;
 use crate::model::file::Change;
 use crate::model::names::{Node, NodeKind, Tree, name, parent};
+use crate::model::register::Register;
 
 /// Permission bits of new files and symbolic links.
 pub const MODE_FILE: u32 = 0o644;
 /// Permission bits of new directories.
 pub const MODE_DIRECTORY: u32 = 0o755;
+
+/// Permission bits that a new file of this kind has.
+pub fn usual_mode(kind: &NodeKind) -> u32 {
+    if *kind == NodeKind::Directory { MODE_DIRECTORY } else { MODE_FILE }
+}
 
 /// A file to be made.
 pub fn new(kind: FileKind, target: &[u8]) -> New {
@@ -206,9 +212,11 @@ impl Worker {
         let directories = self.pick_node(|node| node.kind == NodeKind::Directory);
         let Some((_, node)) = directories else { return self.sync().await };
         let Some(id) = self.world.model.id(node.number) else { return Next::Go };
+        let tick = self.world.model.tick();
         let _step = self.world.progress.begin(self.owner, "fsync");
         match self.volume.fsync(id).await {
             Ok(()) => {
+                self.world.model.harden_mode(node.number, self.owner, tick);
                 self.say(|| format!("worker {} did fsync of {}", self.index, node.number));
                 self.world.model.harden_names(self.index, node.number, self.owner);
                 self.done()
@@ -268,11 +276,22 @@ impl Worker {
         let Some((_, node)) = self.pick_node(takes) else { return Next::Go };
         let Some(id) = self.world.model.id(node.number) else { return Next::Go };
         let mode = u32::try_from(self.chance.below(0o1000)).unwrap_or(0);
-        let mut tree = (*self.tree()).clone();
-        tree.modes.insert(node.number, mode);
-        let setting = self.volume.setattr(id, SetAttr { mode: Some(mode), ..SetAttr::default() });
-        let result = self.naming("chmod", tree, vec![node.number], setting).await;
-        result.map_or_else(|next| next, |_| self.done())
+        let (model, by, usual) = (&self.world.model, self.owner, usual_mode(&node.kind));
+        let begin = |modes: &mut Register<u32>, tick| modes.begin(mode, by, tick, 0);
+        let change = model.with_mode(node.number, usual, begin);
+        self.say(|| format!("worker {} calls chmod {mode} of {}", self.index, node.number));
+        let _step = self.world.progress.begin(by, "chmod");
+        let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+        match self.volume.setattr(id, set).await {
+            Ok(_) => {
+                model.with_mode(node.number, usual, |modes, tick| modes.acknowledge(change, tick));
+                self.done()
+            }
+            Err(error) => {
+                model.with_mode(node.number, usual, |modes, tick| modes.doubt(change, tick));
+                self.trouble("chmod", &error)
+            }
+        }
     }
 
     /// A file that is used after its last name is gone.
