@@ -15,7 +15,7 @@ async fn formatted(env: &Env) {
 }
 
 async fn disk_lock(env: &Env, v: &Volume, at: BlockNo) -> Option<Lock> {
-    let b = env.disk.read(at.offset(), 512).await.unwrap();
+    let b = env.disk.read(at.offset(), 512).await.expect("works");
     Lock::decode(&b, v.superblock().volume, at).ok()
 }
 
@@ -32,7 +32,9 @@ fn two_tasks_do_not_both_initialise_the_same_clusters() {
         let work = async {
             let mut ids = Vec::new();
             for i in 0..8 {
-                ids.push(a.create(a.root(), format!("f{i}").as_bytes(), file()).await.unwrap().id);
+                ids.push(
+                    a.create(a.root(), format!("f{i}").as_bytes(), file()).await.expect("works").id,
+                );
             }
             // 8 writers, 40 MiB each: more than the 64 clusters of 4 MiB that format made.
             let writers = ids.iter().map(|id| {
@@ -43,14 +45,14 @@ fn two_tasks_do_not_both_initialise_the_same_clusters() {
                     }
                 }
             });
-            let late = a.create(a.root(), b"late", file()).await.unwrap().id;
+            let late = a.create(a.root(), b"late", file()).await.expect("works").id;
             let (ar, er) = (&a, &env);
             let ninth = async {
                 er.clock.sleep_until(lunfs_core::env::Instant(1_275_000_000)).await;
                 ar.write(late, 0, pattern(1 << 20, 9)).await.expect("writes");
             };
             join(join_all(writers), ninth).await;
-            a.sync().await.unwrap();
+            a.sync().await.expect("works");
             let mut bad = 0;
             for l in a.locks() {
                 let d = disk_lock(&env, &a, l.addr).await;
@@ -81,20 +83,22 @@ fn a_cut_file_that_grows_again_gives_its_old_tail_back() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let work = async {
-            let id = a.create(a.root(), b"first", file()).await.unwrap().id;
-            a.write(id, 0, pattern(10000, 1)).await.unwrap();
-            a.sync().await.unwrap();
-            let before = a.space().await.unwrap().free;
-            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
-            a.write(id, 0, pattern(256 << 10, 1)).await.unwrap();
-            a.fsync(id).await.unwrap();
-            a.setattr(id, SetAttr { size: Some(100 << 10), ..SetAttr::default() }).await.unwrap();
-            a.write(id, 100 << 10, pattern(10_000, 1)).await.unwrap();
-            a.sync().await.unwrap();
-            a.unlink(a.root(), b"f").await.unwrap();
+            let id = a.create(a.root(), b"first", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let before = a.space().await.expect("works").free;
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(256 << 10, 1)).await.expect("works");
+            a.fsync(id).await.expect("works");
+            a.setattr(id, SetAttr { size: Some(100 << 10), ..SetAttr::default() })
+                .await
+                .expect("works");
+            a.write(id, 100 << 10, pattern(10_000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            a.unlink(a.root(), b"f").await.expect("works");
             sleep(&env, 20_000).await;
-            a.sync().await.unwrap();
-            let after = a.space().await.unwrap().free;
+            a.sync().await.expect("works");
+            let after = a.space().await.expect("works").free;
             assert_eq!(before, after);
         };
         match select(Box::pin(a.serve()), Box::pin(work)).await {
@@ -113,17 +117,17 @@ fn fsync_after_reopening_flushes_what_was_overwritten() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let work = async {
-            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
             a.open(id);
-            a.write(id, 0, pattern(256 << 10, 1)).await.unwrap();
-            a.fsync(id).await.unwrap();
+            a.write(id, 0, pattern(256 << 10, 1)).await.expect("works");
+            a.fsync(id).await.expect("works");
             sleep(&env, 7000).await;
-            a.write(id, 0, pattern(256 << 10, 2)).await.unwrap();
+            a.write(id, 0, pattern(256 << 10, 2)).await.expect("works");
             let written = disk.flushes.get();
             a.close(id);
             sleep(&env, 900).await;
             a.open(id);
-            a.fsync(id).await.unwrap();
+            a.fsync(id).await.expect("works");
             let now = disk.flushes.get();
             assert!(now > written);
         };
@@ -141,7 +145,7 @@ fn a_suspended_host_answers_nothing_from_its_cache() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async { a.create(a.root(), b"f", file()).await.unwrap().id };
+        let work = async { a.create(a.root(), b"f", file()).await.expect("works").id };
         let id = match select(Box::pin(a.serve()), Box::pin(work)).await {
             Either::Left((why, _)) => panic!("{why:?}"),
             Either::Right((id, _)) => id,
@@ -165,18 +169,18 @@ fn space_in_another_hosts_clusters_comes_back_while_mounted() {
         let a = mount(&env, "a").await;
         let b = mount(&env, "b").await;
         let work = async {
-            let id = a.create(a.root(), b"first", file()).await.unwrap().id;
-            a.write(id, 0, pattern(10000, 1)).await.unwrap();
-            a.sync().await.unwrap();
-            let before = a.space().await.unwrap().free;
-            let id = a.create(a.root(), b"f", file()).await.unwrap().id;
+            let id = a.create(a.root(), b"first", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let before = a.space().await.expect("works").free;
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
             for n in 0..20u64 {
-                a.write(id, n << 20, pattern(1 << 20, 1)).await.unwrap();
+                a.write(id, n << 20, pattern(1 << 20, 1)).await.expect("works");
             }
-            a.sync().await.unwrap();
-            b.unlink(b.root(), b"f").await.unwrap();
+            a.sync().await.expect("works");
+            b.unlink(b.root(), b"f").await.expect("works");
             sleep(&env, 300_000).await;
-            let after = a.space().await.unwrap().free;
+            let after = a.space().await.expect("works").free;
             assert!(after + 100 > before);
         };
         match select(Box::pin(join(a.serve(), b.serve())), Box::pin(work)).await {
@@ -204,22 +208,22 @@ fn orphans_of_two_dead_hosts_are_freed_once() {
                         let id = a
                             .create(a.root(), format!("f{f}").as_bytes(), file())
                             .await
-                            .unwrap()
+                            .expect("works")
                             .id;
                         for n in 0..30u64 {
-                            a.write(id, n << 20, pattern(1 << 20, 1)).await.unwrap();
+                            a.write(id, n << 20, pattern(1 << 20, 1)).await.expect("works");
                         }
                     }
-                    a.sync().await.unwrap();
+                    a.sync().await.expect("works");
                     for f in 0..2 {
-                        b.unlink(b.root(), format!("f{f}").as_bytes()).await.unwrap();
+                        b.unlink(b.root(), format!("f{f}").as_bytes()).await.expect("works");
                     }
                     for f in 2..4 {
-                        c.unlink(c.root(), format!("f{f}").as_bytes()).await.unwrap();
+                        c.unlink(c.root(), format!("f{f}").as_bytes()).await.expect("works");
                     }
                     sleep(&env, 5_000).await;
-                    b.sync().await.unwrap();
-                    c.sync().await.unwrap();
+                    b.sync().await.expect("works");
+                    c.sync().await.expect("works");
                 };
                 match select(Box::pin(join(b.serve(), c.serve())), Box::pin(work)).await {
                     Either::Left((why, _)) => panic!("{why:?}"),
@@ -269,7 +273,7 @@ fn what_was_synced_while_unmounting_stays() {
             };
             let leave = async {
                 sleep(&env, 300).await;
-                a.unmount().await.unwrap();
+                a.unmount().await.expect("works");
             };
             join(user, leave).await;
         };
@@ -278,7 +282,8 @@ fn what_was_synced_while_unmounting_stays() {
         let b = mount(&env, "b").await;
         let work = async {
             let mut lost = vec![];
-            for name in acked.borrow().iter() {
+            let acked = acked.borrow().clone();
+            for name in &acked {
                 if b.lookup(b.root(), name.as_bytes()).await.is_err() {
                     lost.push(name.clone());
                 }

@@ -27,7 +27,7 @@ pub struct Ram {
 fn put(blocks: &RefCell<BTreeMap<u64, [u8; 512]>>, at: u64, data: &[u8]) {
     let mut blocks = blocks.borrow_mut();
     for (i, sector) in data.chunks(512).enumerate() {
-        blocks.insert(at / 512 + i as u64, sector.try_into().unwrap());
+        blocks.insert(at / 512 + i as u64, sector.try_into().expect("whole sectors"));
     }
 }
 
