@@ -193,7 +193,7 @@ mod tests {
             ("state", 0),
             ("state", 4),
             ("request", 0),
-            ("request", 2),
+            ("request", 3),
             ("lock_count", 33),
             ("lock_count", u64::from(u32::MAX)),
             ("locks", 0),
