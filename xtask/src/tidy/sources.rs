@@ -12,7 +12,6 @@ const LONG_FILES: &[(&str, usize, &str)] = &[
         620,
         "rename reads best beside what it shares; to split",
     ),
-    ("crates/lunfs-core/src/locks.rs", 710, "taking and giving up mirror each other; to split"),
     ("crates/lunfs-core/src/tree/tests.rs", 950, "tests with their own walker"),
 ];
 
