@@ -1,7 +1,7 @@
 //! Metadata in memory: decoded blocks with their version and the lock that covers them.
 //!
-//! Invariant: a cached block is believed only while its covering lock is held (locks.rs drops the
-//! blocks of a lock when it gives the lock away).
+//! Invariant: a cached block is believed only while its covering lock is held (locks/release.rs
+//! drops the blocks of a lock when it gives the lock away).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;

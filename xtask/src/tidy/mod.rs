@@ -56,6 +56,7 @@ impl fmt::Display for Finding {
 pub fn run() -> Result<Ending> {
     let files = files()?;
     let mut findings = sources::check(&files);
+    findings.extend(sources::stale_exceptions(&files));
     findings.extend(documents::check(&files));
     findings.extend(crates::check(&files));
     for finding in &findings {

@@ -1,0 +1,226 @@
+//! Ranges without data: allocating ahead, punching, zeroing, and finding them.
+//!
+//! Invariants:
+//! - A hole is a grain whose bit in the mask is clear, with or without a block below it.
+//! - Only whole grains leave the mask; the edges of a punched range are overwritten with zeroes.
+//! - Before a run is given up nothing about it is pending: it is written back first.
+
+use std::rc::Rc;
+
+use lunfs_format::{Content, FileKind, MapEntry, Tree};
+
+use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Part, SIZE_MAX, index_of, mask_of, parts, to_usize};
+use crate::allocate::Purpose;
+use crate::error::{Error, Kind, Result};
+use crate::inode::{Delta, Inode};
+use crate::locks::{Wish, WriteGuard};
+use crate::tree::{self, NodeStore};
+use crate::types::{Fallocate, FileId, Seek};
+use crate::volume::Volume;
+
+impl Volume {
+    /// Allocates, punches or zeroes a range.
+    pub async fn fallocate(&self, file: FileId, at: u64, len: u64, mode: Fallocate) -> Result<()> {
+        self.writable()?;
+        let end = at.checked_add(len).filter(|end| len > 0 && *end <= SIZE_MAX);
+        let end = end.ok_or_else(|| Error::new(Kind::Invalid, "a range that no file has"))?;
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(file)).await?;
+            let inode = self.inode(file);
+            let body = self.current(file);
+            if body.kind != FileKind::File {
+                return Err(Kind::Invalid.into());
+            }
+            if !matches!(body.content, Content::Tree(_)) {
+                self.move_out(&guard, &inode, file).await?;
+            }
+            let grow = match mode {
+                Fallocate::Allocate { keep_size } => {
+                    self.allocate_range(&guard, &inode, file, at, len).await?;
+                    !keep_size
+                }
+                Fallocate::PunchHole => {
+                    self.punch(&guard, &inode, file, at, len).await?;
+                    false
+                }
+                Fallocate::ZeroRange { keep_size } => {
+                    self.punch(&guard, &inode, file, at, len).await?;
+                    !keep_size
+                }
+            };
+            if grow && end > body.size {
+                self.zero_tail(&guard, &inode, file, body.size, end).await?;
+            }
+            let now = self.wall();
+            inode.change(
+                || self.cached_descriptor(file.addr),
+                |p| {
+                    if grow {
+                        p.body.size = p.body.size.max(end);
+                    }
+                    (p.body.mtime, p.body.ctime) = (now, now);
+                },
+            );
+            self.note_dirty();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn allocate_range(
+        &self,
+        guard: &WriteGuard,
+        inode: &Rc<Inode>,
+        id: FileId,
+        at: u64,
+        len: u64,
+    ) -> Result<()> {
+        for part in parts(at, len) {
+            if self.current_entry(id, part.index).await?.block.is_some() {
+                continue;
+            }
+            let reserved = self.reserve(64, Purpose::Data).await?;
+            let entry = MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
+            let complete = self.flushes_begun.get();
+            let count = inode.change(
+                || self.cached_descriptor(id.addr),
+                |p| {
+                    // A delta that took this block out of the map gives up its old run still.
+                    let replaced = p.deltas.remove(&part.index).map_or(Vec::new(), |d| d.replaced);
+                    let delta = Delta { entry, reserved: Some(reserved), replaced, complete };
+                    p.deltas.insert(part.index, delta);
+                    p.deltas.len()
+                },
+            );
+            if count > ENTRIES_MAX {
+                self.write_back(guard).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn punch(
+        &self,
+        guard: &WriteGuard,
+        inode: &Rc<Inode>,
+        id: FileId,
+        at: u64,
+        len: u64,
+    ) -> Result<()> {
+        self.write_back(guard).await?;
+        let size = self.current(id).size;
+        let end = (at + len).min(size.next_multiple_of(FILE_BLOCK));
+        if end <= at {
+            return Ok(());
+        }
+        for part in parts(at, end - at) {
+            let old = self.current_entry(id, part.index).await?;
+            if old.block.is_none() {
+                continue;
+            }
+            self.zero_edges(guard, inode, id, size, part, &old).await?;
+            self.write_back(guard).await?;
+            let old = self.current_entry(id, part.index).await?;
+            let whole = part.from.div_ceil(GRAIN)..part.to / GRAIN;
+            if whole.is_empty() {
+                continue;
+            }
+            let mask = old.mask & !mask_of(whole);
+            if mask == 0 {
+                self.drop_entry(inode, id, part.index, &old);
+            } else if mask != old.mask {
+                let entry = MapEntry { mask, ..old };
+                self.change_entry(inode, id, part.index, entry, None);
+            }
+        }
+        self.write_back(guard).await
+    }
+
+    /// Zeroes the grains of a part that are only partly inside it.
+    async fn zero_edges(
+        &self,
+        guard: &WriteGuard,
+        inode: &Rc<Inode>,
+        id: FileId,
+        size: u64,
+        part: Part,
+        old: &MapEntry,
+    ) -> Result<()> {
+        let start = part.index * FILE_BLOCK;
+        let first_end = part.to.min(part.from.next_multiple_of(GRAIN));
+        let last_start = part.from.max(part.to / GRAIN * GRAIN);
+        for (from, to) in [(part.from, first_end), (last_start, part.to)] {
+            let valid = from < to && old.mask >> (from / GRAIN) & 1 == 1;
+            if valid && to - from < GRAIN {
+                let zeroes = vec![0; to_usize(to - from)];
+                self.write_mapped(guard, inode, id, size, start + from, &zeroes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next data or hole at or after `at`.
+    pub async fn seek(&self, file: FileId, at: u64, what: Seek) -> Result<u64> {
+        self.write_back_id(file).await?;
+        self.reading(file, async |view| {
+            let size = view.body.size;
+            if at >= size {
+                return Err(Error::new(Kind::NotFound, "beyond the end of the file"));
+            }
+            let Content::Tree(map) = &view.body.content else {
+                return Ok(if what == Seek::Data { at } else { size });
+            };
+            let found = seek_map(view, map, at, what, size).await?;
+            match what {
+                Seek::Data if found >= size => {
+                    Err(Error::new(Kind::NotFound, "no data up to the end of the file"))
+                }
+                Seek::Data | Seek::Hole => Ok(found.min(size)),
+            }
+        })
+        .await
+    }
+}
+
+/// Where the next data or hole begins, by the map alone.
+async fn seek_map(
+    store: &impl NodeStore,
+    map: &Tree,
+    at: u64,
+    what: Seek,
+    size: u64,
+) -> Result<u64> {
+    use std::ops::Bound;
+    let mut position = at;
+    let mut next = (at / FILE_BLOCK).to_be_bytes().to_vec();
+    let mut from = Bound::Included(next.as_slice());
+    loop {
+        let entries = tree::scan(store, map, from, 64).await?;
+        if entries.is_empty() {
+            return Ok(if what == Seek::Hole { position } else { size });
+        }
+        for (key, value) in &entries {
+            let index = index_of(key)?;
+            let start = index * FILE_BLOCK;
+            if start > position {
+                if what == Seek::Hole {
+                    return Ok(position);
+                }
+                position = start;
+            }
+            let entry = MapEntry::decode(value)
+                .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index}: {e}")))?;
+            let mut grain = (position - start) / GRAIN;
+            while grain < 64 {
+                let valid = entry.block.is_some() && entry.mask >> grain & 1 == 1;
+                if valid == (what == Seek::Data) {
+                    return Ok(position);
+                }
+                grain += 1;
+                position = start + grain * GRAIN;
+            }
+        }
+        next = entries.last().expect("not empty").0.clone();
+        from = Bound::Excluded(next.as_slice());
+    }
+}

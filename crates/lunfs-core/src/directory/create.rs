@@ -1,0 +1,113 @@
+//! Making files, directories, links and nodes.
+//!
+//! Invariant: a new descriptor's lock is on disk, ours and durable, before the record that makes it
+//! reachable commits (H3).
+
+use lunfs_format::{BLOCK, Content, Descriptor, Lock, LockMode, LockObject, Stamp, Tree, Version};
+
+use super::LINKS_MAX;
+use crate::allocate::{Purpose, Reservation};
+use crate::error::{Error, Kind, Result};
+use crate::locks::{Wish, WriteGuard};
+use crate::types::{Attr, FileId, FileKind, New};
+use crate::volume::Volume;
+
+/// Longest target of a symbolic link in bytes.
+const TARGET_MAX: usize = 2600;
+
+impl Volume {
+    /// Makes a file.
+    pub async fn create(&self, dir: FileId, name: &[u8], new: New) -> Result<Attr> {
+        self.writable()?;
+        Self::checked_name(name)?;
+        if new.target.len() > TARGET_MAX {
+            return Err(Error::new(Kind::TooLong, "a link's target is longer than 2600 bytes"));
+        }
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(dir)).await?;
+            self.create_in(&guard, dir, name, &new).await
+        })
+        .await
+    }
+
+    async fn create_in(
+        &self,
+        guard: &WriteGuard,
+        dir: FileId,
+        name: &[u8],
+        new: &New,
+    ) -> Result<Attr> {
+        let mut parent = self.opened(dir)?;
+        if self.find_held(dir, name).await?.is_some() {
+            return Err(Kind::Exists.into());
+        }
+        if new.kind == FileKind::Directory && parent.body.nlink >= LINKS_MAX {
+            return Err(Kind::TooManyLinks.into());
+        }
+        self.write_back(guard).await?;
+        let mut tx = self.begin(12).await?;
+        let reserved = self.reserve(2, Purpose::Metadata).await?;
+        let id = FileId { addr: reserved.start, birth: reserved.birth };
+        let lock = self.init_lock(&reserved).await?;
+        let body = self.new_body(dir, new);
+        if new.kind == FileKind::Directory {
+            parent.body.nlink += 1;
+        }
+        self.insert(&mut tx, &mut parent, name, id, new.kind).await?;
+        tx.put_descriptor(dir.addr, parent.into_body());
+        tx.put_new_descriptor(reserved, body);
+        tx.prepare().await?;
+        self.adopt_new(id.addr, lock);
+        tx.apply();
+        Ok(self.attr_of(id, &self.current(id)))
+    }
+
+    /// Writes the first image of a new descriptor's lock: ours, durable, before anything refers to
+    /// it. A crash behind it leaves a lock in free space, which nobody looks at.
+    async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
+        let lock = Lock {
+            mode: LockMode::Exclusive,
+            object: LockObject::Descriptor,
+            holder: Some(self.me()),
+            generation: Version { birth: reserved.birth, count: 1 },
+            nonce: self.nonce(),
+            stamp: Stamp::default(),
+            giver: None,
+            payload: 0,
+        };
+        let mut block = vec![0; BLOCK];
+        let record = lock.encode(self.sb.volume, reserved.start);
+        block[..record.len()].copy_from_slice(&record[..]);
+        self.io.write(reserved.start, block, true).await?;
+        Ok(lock)
+    }
+
+    fn new_body(&self, dir: FileId, new: &New) -> Descriptor {
+        let now = self.wall();
+        let is_dir = new.kind == FileKind::Directory;
+        Descriptor {
+            version: Version::default(),
+            owner: lunfs_format::BlockNo(0),
+            kind: new.kind.to_format(),
+            mode: new.mode & 0o7777,
+            uid: new.uid,
+            gid: new.gid,
+            nlink: if is_dir { 2 } else { 1 },
+            rdev: new.rdev,
+            size: new.target.len() as u64,
+            blocks: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            parent: if is_dir { dir.addr } else { lunfs_format::BlockNo(0) },
+            parent_birth: if is_dir { dir.birth } else { 0 },
+            content: if new.kind == FileKind::Symlink {
+                Content::Bytes(new.target.clone())
+            } else {
+                Content::Empty
+            },
+            xattrs: Tree::Empty,
+        }
+    }
+}

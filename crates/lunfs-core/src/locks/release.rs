@@ -1,0 +1,158 @@
+//! Giving locks up: on request, or because they are idle.
+//!
+//! Invariants:
+//! - R6: a lock is given up only after its operations drained, its file's pending changes and the
+//!   journal are durable, what it covers is in place, and the device was flushed.
+//! - A file that cannot be written back keeps its own lock, not its neighbours'.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use futures_util::future::{join, join_all};
+use lunfs_format::{BlockNo, Doorbell, Holder, LockObject, Request, Stamp, stored_checksum};
+
+use super::{Entry, Wish, WishKind, WriteGuard};
+use crate::error::{Kind, Result};
+use crate::lock::released;
+use crate::volume::Volume;
+
+impl Volume {
+    /// Serves one request from the doorbell: hands over or lets go what we hold.
+    pub(crate) async fn serve_bell(&self, bell: Doorbell) -> Result<()> {
+        self.io.count(|c| c.rings_served += 1);
+        for addr in &bell.locks {
+            let entry = match self.locks.get(*addr) {
+                Some(entry) if entry.held.get().is_some() => entry,
+                Some(_) | None => match self.unknown_but_ours(*addr).await? {
+                    Some(entry) => entry,
+                    None => continue,
+                },
+            };
+            let successor = match bell.request {
+                Request::HandOver => Some(bell.ringer),
+                Request::LetGo => {
+                    self.mark_contended(&entry);
+                    None
+                }
+            };
+            self.release(&entry, successor).await?;
+        }
+        Ok(())
+    }
+
+    /// A lock that names us on disk though we do not know it is released on request (H4).
+    async fn unknown_but_ours(&self, addr: BlockNo) -> Result<Option<Rc<Entry>>> {
+        let (lock, _) = self.read_lock(addr).await?;
+        let Some(lock) = lock.filter(|l| l.holder == Some(self.me())) else { return Ok(None) };
+        let kind = match lock.object {
+            LockObject::Cluster => WishKind::Cluster,
+            LockObject::Descriptor => WishKind::Descriptor,
+            LockObject::System => WishKind::System,
+            LockObject::Journal => return Ok(None),
+        };
+        let wish = Wish { addr, birth: lock.generation.birth, kind };
+        match self.hold(wish).await {
+            Ok(guard) => Ok(Some(guard.entry)),
+            Err(e) if e.kind == Kind::Stopped => Err(e),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Gives a lock up, to `successor` or to nobody, with its idle neighbours to nobody.
+    pub(crate) async fn release(&self, entry: &Rc<Entry>, successor: Option<Holder>) -> Result<()> {
+        let guard = if entry.object == LockObject::Cluster {
+            // The guard is asked for first: nobody reserves space here from now on. It is granted
+            // once the files that did have written their maps back (Q7).
+            let wanted = entry.rw.clone().write_owned();
+            let (guard, written) = join(wanted, self.write_back_users(entry.addr)).await;
+            written?;
+            guard
+        } else {
+            entry.rw.clone().write_owned().await
+        };
+        if entry.held.get().is_none() {
+            return Ok(());
+        }
+        let mut batch = vec![(WriteGuard { entry: entry.clone(), _guard: guard }, successor)];
+        if entry.object == LockObject::Descriptor {
+            let near = self.locks.neighbours(entry.addr, u64::from(self.sb.cluster_blocks));
+            for neighbour in near {
+                if let Ok(guard) = neighbour.rw.clone().try_write_owned() {
+                    batch.push((WriteGuard { entry: neighbour, _guard: guard }, None));
+                }
+            }
+        }
+        self.release_all(batch).await
+    }
+
+    /// Releases idle locks so that memory stays bounded.
+    pub(crate) async fn release_idle(&self, count: usize) -> Result<()> {
+        let batch: Vec<_> = self
+            .locks
+            .idle(count)
+            .into_iter()
+            .filter(|e| !self.is_kept(e.addr))
+            .filter_map(|entry| {
+                let guard = entry.rw.clone().try_write_owned().ok()?;
+                Some((WriteGuard { entry, _guard: guard }, None))
+            })
+            .collect();
+        self.release_all(batch).await?;
+        self.locks.trim();
+        Ok(())
+    }
+
+    /// R6 for several locks at once: the caller's guards say that their operations drained.
+    async fn release_all(&self, mut batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
+        let mut locks = BTreeSet::new();
+        let mut failed = Ok(());
+        let mut ready = Vec::new();
+        for (guard, successor) in batch.drain(..) {
+            let written = match guard.entry.object {
+                LockObject::Descriptor => self.write_back(&guard).await,
+                LockObject::Cluster | LockObject::Journal | LockObject::System => Ok(()),
+            };
+            match written {
+                Ok(()) => {
+                    locks.insert(guard.entry.addr);
+                    ready.push((guard, successor));
+                }
+                // One file that cannot be written back keeps its own lock, not its neighbours'.
+                Err(e) => failed = failed.and(Err(e)),
+            }
+        }
+        let batch = ready;
+        self.journal().commit(&self.io).await?;
+        self.journal().place_locks(&self.io, &locks).await?;
+        // A crash before the next write leaves the lock ours and stale: replay finds all of it in
+        // place. After it the next holder finds the body in place and flushed.
+        let jobs = batch.iter().map(|(guard, successor)| self.give(&guard.entry, *successor));
+        for answer in join_all(jobs).await {
+            answer?;
+        }
+        failed
+    }
+
+    async fn give(&self, entry: &Rc<Entry>, successor: Option<Holder>) -> Result<()> {
+        let Some(lock) = entry.held.get() else { return Ok(()) };
+        let stamp = {
+            let cache = self.cache.borrow();
+            cache.get(entry.addr.plus(1)).map_or(Stamp::default(), |cached| Stamp {
+                version: cached.version,
+                checksum: stored_checksum(&cached.encode(self.sb.volume, entry.addr.plus(1))[..]),
+            })
+        };
+        let new = released(&lock, self.me().slot, successor, stamp, self.nonce());
+        self.swap_lock(entry.addr, &lock, &new).await?;
+        entry.held.set(None);
+        self.cache.borrow_mut().forget_lock(entry.addr);
+        if entry.object == LockObject::Cluster {
+            self.alloc.borrow_mut().gave(entry.addr);
+        }
+        self.io.count(|c| {
+            c.locks_released += 1;
+            c.handovers += u64::from(successor.is_some());
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+//! Taking locks: guards of what this host holds, and asking other hosts for the rest.
+//!
+//! Invariants:
+//! - A task that waits for a lock that another host holds has no other guard, or only guards of
+//!   files without pending changes, taken in address order: no circle of hosts can wait.
+//! - An entry says that its lock is held only once the body of its object was read or is known to
+//!   be current.
+//! - A lock whose object is gone is voided, not kept.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use lunfs_format::{
+    BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockObject, Request,
+};
+
+use super::{Entry, ReadGuard, Wish, WishKind, WriteGuard, stamp_matches};
+use crate::env::{Instant, Life};
+use crate::error::{Error, Kind, Result};
+use crate::io::Settled;
+use crate::lock::{Judged, acquired, judge, voided};
+use crate::meta::{Cached, Meta};
+use crate::volume::Volume;
+
+/// A ring that was not followed by a change of the lock is repeated after this time.
+const RING_AGAIN: Duration = Duration::from_millis(400);
+/// Shortest and longest pause between two looks at a lock that is waited for.
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(15));
+/// Misses after which several locks are taken in order, waiting.
+const MISSES_MAX: u32 = 4;
+
+/// What reading a lock that we may not have found.
+enum Attempt {
+    Done,
+    Again,
+    HeldBy(Holder),
+}
+
+impl Volume {
+    /// Takes a lock for changing its object, waiting for other hosts if need be.
+    pub(crate) async fn hold(&self, wish: impl Into<Wish>) -> Result<WriteGuard> {
+        let wish = wish.into();
+        loop {
+            let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
+            let guard = entry.rw.clone().write_owned().await;
+            if entry.held.get().is_none() {
+                self.acquire(&entry).await?;
+            }
+            if !self.locks.is_known(&entry) {
+                continue;
+            }
+            entry.used.set(self.now());
+            return Ok(WriteGuard { entry, _guard: guard });
+        }
+    }
+
+    /// Takes several locks. Misses retry without holding any while they wait; after a few misses
+    /// they are taken in address order (H28).
+    pub(crate) async fn hold_all(&self, wishes: &[Wish]) -> Result<Vec<WriteGuard>> {
+        let mut wishes = wishes.to_vec();
+        wishes.sort();
+        wishes.dedup();
+        for _ in 0..MISSES_MAX {
+            for wish in &wishes {
+                drop(self.hold(*wish).await?);
+            }
+            if let Some(guards) = self.try_hold_all(&wishes).await {
+                return Ok(guards);
+            }
+        }
+        // Files that are held while waiting must have nothing pending: a cluster they reserved
+        // space in could not be released meanwhile (the invariant above).
+        let mut guards = Vec::new();
+        for wish in &wishes {
+            let guard = self.hold(*wish).await?;
+            if wish.kind == WishKind::Descriptor {
+                self.write_back(&guard).await?;
+            }
+            guards.push(guard);
+        }
+        Ok(guards)
+    }
+
+    async fn try_hold_all(&self, wishes: &[Wish]) -> Option<Vec<WriteGuard>> {
+        let mut guards = Vec::new();
+        for wish in wishes {
+            let entry = self.locks.exactly(*wish)?;
+            let guard = entry.rw.clone().write_owned().await;
+            if !self.locks.is_known(&entry) || entry.held.get().is_none() {
+                return None;
+            }
+            entry.used.set(self.now());
+            guards.push(WriteGuard { entry, _guard: guard });
+        }
+        Some(guards)
+    }
+
+    /// Takes a lock only if that needs no waiting for another host.
+    pub(crate) async fn try_take(&self, wish: Wish) -> Result<Option<ReadGuard>> {
+        let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
+        if let Some(guard) = entry.try_read() {
+            return Ok(Some(guard));
+        }
+        let Ok(guard) = entry.rw.clone().try_write_owned() else { return Ok(None) };
+        if entry.held.get().is_none() {
+            match self.attempt(&entry).await? {
+                Attempt::Done => {}
+                Attempt::Again | Attempt::HeldBy(_) => return Ok(None),
+            }
+        }
+        entry.used.set(self.now());
+        Ok(Some(ReadGuard { entry: entry.clone(), _guard: guard.downgrade() }))
+    }
+
+    /// Takes a lock for changing its object if no other host holds it. Waits for other tasks of
+    /// this host only.
+    pub(crate) async fn try_hold(&self, wish: Wish) -> Result<Option<WriteGuard>> {
+        let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
+        let guard = entry.rw.clone().write_owned().await;
+        while entry.held.get().is_none() {
+            match self.attempt(&entry).await? {
+                Attempt::Done => {}
+                Attempt::Again => self.sleep_about(POLL.0).await,
+                Attempt::HeldBy(_) => return Ok(None),
+            }
+        }
+        Ok(Some(WriteGuard { entry, _guard: guard }))
+    }
+
+    /// A read guard if this host holds the lock.
+    pub(crate) async fn read_held(&self, wish: Wish) -> Option<ReadGuard> {
+        let entry = self.locks.exactly(wish)?;
+        let guard = entry.rw.clone().read_owned().await;
+        entry.held.get()?;
+        entry.used.set(self.now());
+        Some(ReadGuard { entry, _guard: guard })
+    }
+
+    /// Takes the lock on disk; the caller has the write guard.
+    async fn acquire(&self, entry: &Rc<Entry>) -> Result<()> {
+        let mut rung: Option<(Holder, Instant)> = None;
+        let mut pause = POLL.0;
+        loop {
+            let holder = match self.attempt(entry).await? {
+                Attempt::Done => return Ok(()),
+                Attempt::Again => {
+                    self.sleep_about(POLL.0).await;
+                    continue;
+                }
+                Attempt::HeldBy(holder) => holder,
+            };
+            let ring = rung.is_none_or(|(h, at)| h != holder || self.now().since(at) > RING_AGAIN);
+            if ring {
+                self.ring(holder, &[entry.addr], Request::HandOver).await?;
+                rung = Some((holder, self.now()));
+                pause = POLL.0;
+            }
+            self.watch(holder).await?;
+            self.sleep_about(pause).await;
+            pause = (pause * 3 / 2).min(POLL.1);
+        }
+    }
+
+    /// Waits until a live holder lets go of an object that we only want to read.
+    pub(crate) async fn ask_to_read(&self, wish: Wish, holder: Holder) -> Result<()> {
+        let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
+        self.mark_contended(&entry);
+        self.ring(holder, &[wish.addr], Request::LetGo).await?;
+        let mut pause = POLL.0;
+        let end = self.now() + RING_AGAIN;
+        while self.now() < end {
+            self.sleep_about(pause).await;
+            pause = (pause * 3 / 2).min(POLL.1);
+            let (lock, _) = self.read_lock(wish.addr).await?;
+            if lock.is_none_or(|l| l.holder != Some(holder)) {
+                return Ok(());
+            }
+            self.watch(holder).await?;
+        }
+        Ok(())
+    }
+
+    async fn attempt(&self, entry: &Rc<Entry>) -> Result<Attempt> {
+        let (lock, body) = self.read_lock(entry.addr).await?;
+        let gone = || Error::new(Kind::Stale, format!("no lock of this file at {}", entry.addr));
+        let lock = lock.ok_or_else(gone)?;
+        if lock.generation.birth != entry.birth || lock.object != entry.object {
+            return Err(gone());
+        }
+        match judge(&lock, self.me(), |slot| self.known_incarnation(slot)) {
+            Judged::Free => self.take(entry, &lock, &body, false).await,
+            Judged::Stale(_) => self.take(entry, &lock, &body, true).await,
+            Judged::Ours => {
+                // Handed to us by name, or a compare-and-write of ours landed late (H4).
+                self.install_or_void(entry, lock, None).await?;
+                Ok(Attempt::Done)
+            }
+            Judged::Held(holder) => Ok(Attempt::HeldBy(holder)),
+            Judged::Gone => Err(gone()),
+            Judged::Unsupported => Err(Error::new(
+                Kind::Unsupported,
+                format!("lock {} is in mode {:?}; a newer lunfs is needed", entry.addr, lock.mode),
+            )),
+        }
+    }
+
+    async fn take(
+        &self,
+        entry: &Rc<Entry>,
+        lock: &Lock,
+        body: &[u8],
+        stale: bool,
+    ) -> Result<Attempt> {
+        let mine = acquired(lock, self.me(), self.nonce());
+        let won = self.swap_lock(entry.addr, lock, &mine).await?;
+        let Settled::Won = won else { return Ok(Attempt::Again) };
+        self.io.count(|c| {
+            c.locks_acquired += 1;
+            c.locks_stale += u64::from(stale);
+        });
+        // The compare-and-write compared the very image that was read beside this body: if the
+        // stamp binds and matches, the body is current.
+        let body = (!stale && stamp_matches(&lock.stamp, body)).then_some(body);
+        self.install_or_void(entry, mine, body).await?;
+        Ok(Attempt::Done)
+    }
+
+    /// A lock over a void body: its holder died while it deleted the object. We finish that, or
+    /// nobody could ever take the lock from us again.
+    async fn install_or_void(
+        &self,
+        entry: &Rc<Entry>,
+        lock: Lock,
+        body: Option<&[u8]>,
+    ) -> Result<()> {
+        let installed = self.install(entry, lock, body).await;
+        if installed.as_ref().is_err_and(|e| e.kind == Kind::Stale) {
+            self.swap_lock(entry.addr, &lock, &voided(&lock, self.nonce())).await?;
+        }
+        installed
+    }
+
+    /// Reads the body of a lock that is ours now and remembers both.
+    async fn install(&self, entry: &Rc<Entry>, lock: Lock, body: Option<&[u8]>) -> Result<()> {
+        let at = entry.addr.plus(1);
+        let meta = match entry.object {
+            LockObject::System | LockObject::Journal => None,
+            LockObject::Cluster | LockObject::Descriptor => {
+                let read;
+                let bytes = match body {
+                    Some(bytes) => bytes,
+                    None => {
+                        read = self.io.read(at, 1).await?;
+                        &read
+                    }
+                };
+                Some(self.decode_body(entry, &lock, bytes)?)
+            }
+        };
+        if let Some((meta, version)) = meta {
+            if let Meta::Cluster(cluster) = &meta {
+                self.alloc.borrow_mut().held(cluster);
+            }
+            self.cache.borrow_mut().put(at, Cached { meta, lock: entry.addr, version });
+        }
+        entry.held.set(Some(lock));
+        Ok(())
+    }
+
+    /// Decodes the body of a lock. Under an exclusive holder it must be valid by itself and not
+    /// older than the stamp (N32).
+    pub(crate) fn decode_body(
+        &self,
+        entry: &Entry,
+        lock: &Lock,
+        bytes: &[u8],
+    ) -> Result<(Meta, lunfs_format::Version)> {
+        let at = entry.addr.plus(1);
+        let corrupt = |e| Error::corrupt(at, &e);
+        let (meta, version) = if entry.object == LockObject::Cluster {
+            let cluster = Cluster::decode(bytes, self.sb.volume, at).map_err(corrupt)?;
+            let version = cluster.version;
+            (Meta::Cluster(Rc::new(cluster)), version)
+        } else {
+            let body = Descriptor::decode(bytes, self.sb.volume, at).map_err(corrupt)?;
+            if body.kind == FileKind::Void {
+                return Err(Error::new(Kind::Stale, format!("the file at {} is gone", entry.addr)));
+            }
+            let version = body.version;
+            (Meta::Descriptor(Rc::new(body)), version)
+        };
+        if version < lock.stamp.version {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "block {at} has version {version}, but its lock saw {}: a write was lost; \
+                     nothing was changed, run `lunfs check`",
+                    lock.stamp.version
+                ),
+            ));
+        }
+        Ok((meta, version))
+    }
+
+    /// Rings for locks at their holder. A full or lost doorbell is tried again by the caller.
+    async fn ring(&self, holder: Holder, locks: &[BlockNo], request: Request) -> Result<()> {
+        let bell = Doorbell {
+            state: BellState::Rung,
+            request,
+            ringer: self.me(),
+            target_incarnation: holder.incarnation,
+            nonce: self.nonce(),
+            locks: locks.to_vec(),
+        };
+        let prefer = self.me().slot.0 % lunfs_format::DOORBELLS;
+        if self.region.ring(&self.io, holder.slot, prefer, &bell).await? {
+            self.io.count(|c| c.rings += 1);
+        }
+        Ok(())
+    }
+
+    /// Looks whether the holder of something we wait for is still alive, and recovers it if not.
+    async fn watch(&self, holder: Holder) -> Result<()> {
+        let gone = self.io.env.fence.life(holder.slot) == Life::Gone;
+        if gone || self.look_is_due(holder.slot) || self.known_incarnation(holder.slot).is_none() {
+            self.look_at(holder.slot).await?;
+        }
+        Ok(())
+    }
+}
