@@ -170,9 +170,9 @@ impl Worker {
     fn pick_name(&self, directory: &str) -> String {
         let number = self.chance.below(24);
         let mut name = format!("n{number}");
-        if number.is_multiple_of(4) {
-            // Long names make directories that need more than one node.
-            let len = 60 + usize::try_from(number).unwrap_or(0) * 7;
+        if number.is_multiple_of(2) {
+            // Long names make directories that need nodes, and give them up again.
+            let len = 130 + usize::try_from(number).unwrap_or(0) * 4;
             name.push_str(&"x".repeat(len));
         }
         if directory == "s" { format!("{}{name}", shared_prefix(self.index)) } else { name }
