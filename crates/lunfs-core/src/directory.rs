@@ -64,10 +64,17 @@ impl Volume {
         key
     }
 
-    fn checked_name(name: &[u8]) -> Result<()> {
+    /// For names that must exist: the kernel asks for longer ones, and they are not just missing.
+    fn checked_length(name: &[u8]) -> Result<()> {
         if name.len() > NAME_MAX {
             return Err(Error::new(Kind::TooLong, "a name is longer than 255 bytes"));
         }
+        Ok(())
+    }
+
+    /// For names that are to be made.
+    fn checked_name(name: &[u8]) -> Result<()> {
+        Self::checked_length(name)?;
         if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
             return Err(Error::new(Kind::Invalid, "not a name"));
         }
@@ -91,6 +98,7 @@ impl Volume {
 
     /// What a name names.
     pub async fn lookup(&self, dir: FileId, name: &[u8]) -> Result<Attr> {
+        Self::checked_length(name)?;
         loop {
             let found = self.reading(dir, async |view| self.find(view, name).await).await?;
             let id = found.ok_or(Kind::NotFound)?;
@@ -238,6 +246,7 @@ impl Volume {
 
     async fn remove_name(&self, dir: FileId, name: &[u8], directory: bool) -> Result<()> {
         self.writable()?;
+        Self::checked_length(name)?;
         self.with_space(async || {
             loop {
                 let found = self.reading(dir, async |v| self.find(v, name).await).await?;

@@ -141,6 +141,30 @@ fn names_move_and_links_count() {
 }
 
 #[test]
+fn a_name_has_255_bytes_at_most() {
+    with_volume(async |v| {
+        let (root, longest, longer) = (v.root(), [b'n'; 255], [b'n'; 256]);
+        let f = v.create(root, &longest, file()).await.expect("creates").id;
+        assert_eq!(v.lookup(root, &longest).await.expect("finds").id, f);
+        let replace = RenameMode::Replace;
+        for kind in [
+            v.lookup(root, &longer).await.unwrap_err().kind,
+            v.create(root, &longer, file()).await.unwrap_err().kind,
+            v.create(root, &longer, directory()).await.unwrap_err().kind,
+            v.link(f, root, &longer).await.unwrap_err().kind,
+            v.unlink(root, &longer).await.unwrap_err().kind,
+            v.rmdir(root, &longer).await.unwrap_err().kind,
+            v.rename(root, &longer, root, b"short", replace).await.unwrap_err().kind,
+            v.rename(root, &longest, root, &longer, replace).await.unwrap_err().kind,
+        ] {
+            assert_eq!(kind, Kind::TooLong);
+        }
+        assert_eq!(v.readdir(root, 0, 10).await.expect("lists").len(), 1);
+        v.unlink(root, &longest).await.expect("unlinks");
+    });
+}
+
+#[test]
 fn attributes_of_any_length_are_kept() {
     with_volume(async |v| {
         let id = make(v, v.root(), "f").await;

@@ -1,6 +1,7 @@
 //! `lunfs-sim`: runs seeds until one breaks a rule.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use lunfs_core::Counters;
@@ -17,7 +18,7 @@ const SEEDS_FOR_ALL: u64 = 200;
 #[command(name = "lunfs-sim", version)]
 struct Arguments {
     /// Run this one seed.
-    #[arg(long, conflicts_with_all = ["seeds", "from"])]
+    #[arg(long, conflicts_with_all = ["seeds", "from", "minutes"])]
     seed: Option<u64>,
     /// How many seeds to run.
     #[arg(long, default_value_t = 20)]
@@ -25,9 +26,12 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Virtual minutes with faults; drawn from the seed if not given.
+    /// Run seeds until so many minutes have passed on our own clock; a seed in progress ends.
+    #[arg(long, conflicts_with = "seeds", value_parser = clap::value_parser!(u32).range(1..))]
+    minutes: Option<u32>,
+    /// Virtual minutes with faults in each seed; drawn from the seed if not given.
     #[arg(long)]
-    minutes: Option<u64>,
+    virtual_minutes: Option<u64>,
     /// Run each seed twice and compare the traces.
     #[arg(long)]
     twice: bool,
@@ -41,12 +45,28 @@ struct Arguments {
 
 impl Arguments {
     fn parameters(&self, seed: u64) -> Parameters {
-        Parameters::draw(seed, self.verbose, self.minutes.map(|minutes| minutes * 60 * SECOND))
+        let duration = self.virtual_minutes.map(|minutes| minutes * 60 * SECOND);
+        Parameters::draw(seed, self.verbose, duration)
+    }
+
+    /// The seeds to run, one after the other; with `--minutes` they end when the time is over.
+    fn seeds(&self) -> impl Iterator<Item = u64> {
+        let (first, count) = match (self.seed, self.minutes) {
+            (Some(seed), _) => (seed, 1),
+            (None, Some(_)) => (self.from, u64::MAX),
+            (None, None) => (self.from, self.seeds),
+        };
+        let limit = self.minutes.map(|minutes| Duration::from_secs(60) * minutes);
+        let begun = Instant::now();
+        (first..first.saturating_add(count))
+            .take_while(move |_| limit.is_none_or(|limit| begun.elapsed() < limit))
     }
 
     /// The command that shows the same again.
     fn again(&self, seed: u64) -> String {
-        let minutes = self.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
+        let minutes = self
+            .virtual_minutes
+            .map_or(String::new(), |minutes| format!(" --virtual-minutes {minutes}"));
         let twice = if self.twice { " --twice" } else { "" };
         format!("cargo run --release -p lunfs-sim -- --seed {seed}{minutes}{twice}")
     }
@@ -123,13 +143,10 @@ fn report(arguments: &Arguments, seed: u64, outcome: &Outcome, totals: &mut Tota
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let seeds = match arguments.seed {
-        Some(seed) => seed..seed + 1,
-        None => arguments.from..arguments.from + arguments.seeds,
-    };
-    let count = seeds.end - seeds.start;
     let mut totals = Totals::default();
-    for seed in seeds {
+    let mut count = 0;
+    for seed in arguments.seeds() {
+        count += 1;
         let outcome = run(&arguments.parameters(seed));
         totals.add(&outcome);
         let mut is_fine = report(&arguments, seed, &outcome, &mut totals);
@@ -167,4 +184,39 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &str) -> Arguments {
+        let words = ["lunfs-sim"].into_iter().chain(arguments.split_whitespace());
+        Arguments::try_parse_from(words).expect("arguments that are understood")
+    }
+
+    #[test]
+    fn the_printed_command_repeats_the_seed_as_it_was_run() {
+        for run in [
+            "",
+            "--from 7 --minutes 3 --twice --keep-going",
+            "--seeds 9 --virtual-minutes 2",
+            "--minutes 1 --virtual-minutes 5 --twice",
+        ] {
+            let run = parsed(run);
+            let again = run.again(4711);
+            let (_, arguments) = again.split_once(" -- ").expect("arguments behind cargo's");
+            let repeated = parsed(arguments);
+            assert_eq!(repeated.seeds().collect::<Vec<_>>(), [4711]);
+            assert_eq!(repeated.virtual_minutes, run.virtual_minutes);
+            assert_eq!(repeated.twice, run.twice);
+        }
+    }
+
+    #[test]
+    fn a_run_by_the_clock_begins_where_it_is_told() {
+        let run = parsed("--from 30 --minutes 60");
+        assert_eq!(run.seeds().take(3).collect::<Vec<_>>(), [30, 31, 32]);
+        assert_eq!(parsed("--from 30 --seeds 2").seeds().collect::<Vec<_>>(), [30, 31]);
+    }
 }

@@ -52,6 +52,7 @@ impl Volume {
         mode: RenameMode,
     ) -> Result<()> {
         self.writable()?;
+        Self::checked_length(name)?;
         Self::checked_name(to_name)?;
         self.with_space(async || {
             loop {

@@ -11,7 +11,7 @@ use lunfs_core::{
 };
 
 use super::nodes::{Handles, Nodes};
-use super::translate::{MODE_BITS, NAME_MAX, OrErrno, file_attr, generation};
+use super::translate::{MODE_BITS, OrErrno, file_attr, generation};
 use crate::clock::HostClock;
 
 /// Result of an operation.
@@ -75,11 +75,6 @@ impl Server {
     // ---- names -------------------------------------------------------------------------------
 
     pub async fn lookup(&self, dir: u64, name: Vec<u8>) -> Answer<Entry> {
-        // The kernel asks for names of up to 1024 bytes or more; what cannot exist is not "not
-        // found".
-        if name.len() > NAME_MAX {
-            return Err(Errno::ENAMETOOLONG);
-        }
         let attr = self.volume.lookup(self.file(dir)?, &name).await.or_errno()?;
         Ok(self.entry(&attr))
     }
