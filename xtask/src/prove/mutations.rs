@@ -213,10 +213,10 @@ impl Copy {
     }
 
     fn ask_seeds(&self, first: u64, end: u64) -> Result<Option<Catch>> {
-        shell::output(&mut self.cargo(["build", "--release", "--quiet", "-p", "lunfs-sim"]))
+        shell::output(&mut self.cargo(["build", "--quiet", "-p", "lunfs-sim"]))
             .context("a mutation must compile")?;
         for seed in first..end {
-            let mut simulator = Command::new(self.target.join("release/lunfs-sim"));
+            let mut simulator = Command::new(self.target.join("debug/lunfs-sim"));
             simulator.args(["--seed", &seed.to_string()]);
             if let Some(said) = failure(&mut simulator)? {
                 return Ok(Some(Catch { by: format!("seed {seed}"), said }));
@@ -239,7 +239,7 @@ impl Copy {
     fn cargo<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut cargo = shell::cargo(arguments);
         cargo.current_dir(&self.dir).env("CARGO_TARGET_DIR", &self.target);
-        cargo.env("RUST_BACKTRACE", "0");
+        cargo.env("RUST_BACKTRACE", "0").env("CARGO_INCREMENTAL", "1");
         cargo
     }
 }
