@@ -340,3 +340,44 @@ fn a_lock_left_in_free_space_is_not_taken_for_the_body_that_came_after_it() {
         }
     });
 }
+
+/// A reader had asked the holder to let go when the holder died. It recovered the holder itself,
+/// and went on waiting for the dead to give the lock up until it was time to ask again.
+#[test]
+fn who_waits_to_read_goes_on_as_soon_as_the_holder_is_recovered() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let b = mount(&env, "b").await;
+        let story = async {
+            let a = mount(&env, "a").await;
+            let work = async {
+                a.create(a.root(), b"x", file()).await.expect("works");
+                a.sync().await.expect("works");
+            };
+            match select(Box::pin(a.serve()), Box::pin(work)).await {
+                Either::Left((why, _)) => panic!("{why:?}"),
+                Either::Right(_) => {}
+            }
+            env.fence.leave(a.slot());
+            drop(a);
+            let recovered = async {
+                while b.counters().takeovers == 0 {
+                    sleep(&env, 1).await;
+                }
+                env.clock.now()
+            };
+            let found = async {
+                b.lookup(b.root(), b"x").await.expect("it was synced");
+                env.clock.now()
+            };
+            let (recovered, found) = join(recovered, found).await;
+            let waited = found.since(recovered);
+            assert!(waited < std::time::Duration::from_millis(50), "{waited:?}");
+        };
+        match select(Box::pin(b.serve()), Box::pin(story)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
