@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - R7: an image goes in place only where its covering lock is, on disk now, held by the dead
-//!   incarnation at exactly that generation, and the block there is invalid or of a lower version.
+//!   incarnation at exactly that generation, and the block there is invalid, of another kind or of
+//!   a lower version.
 //! - A revoke cancels every earlier image of its block (H1).
 //! - R8: idempotent; a torn last record ends the journal; a broken record that a later one calls
 //!   durable is corruption.
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use lunfs_format::{
     BLOCK, BlockNo, Holder, JOURNAL_HEADERS, JOURNAL_RING, JournalHeader, Lock, LockMode,
-    RecordEntry, RecordHead, Version, VolumeId, chain, peek_header, stored_checksum,
+    RecordEntry, RecordHead, Version, VolumeId, chain, kind_of, peek_header, stored_checksum,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -77,7 +78,9 @@ pub enum Decision {
 }
 
 /// R7, for one image: `lock` as it is on disk now, `there` the version of the valid block in its
-/// place (`None`: not a valid metadata block of that address).
+/// place (`None`: not a valid block of that address and of the image's kind). Of another kind is
+/// what lay in the free space before: the lock of a file that was never recorded has the birth
+/// that this image has.
 pub fn decide(
     dead: Holder,
     image: &Image,
@@ -346,9 +349,10 @@ async fn apply_one(
 ) -> Result<Decision> {
     let lock = Lock::decode(&io.read_record(image.lock.offset()).await?, volume, image.lock).ok();
     let there = io.read(at, 1).await?;
+    let kind = kind_of(&image.bytes);
     let there = peek_header(&there)
         .ok()
-        .filter(|h| h.volume == volume && h.address == at.0)
+        .filter(|h| h.volume == volume && h.address == at.0 && Some(h.kind) == kind)
         .map(|h| h.version);
     let decision = decide(dead, image, lock.as_ref(), there);
     if decision == Decision::Apply {

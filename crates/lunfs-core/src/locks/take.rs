@@ -172,7 +172,9 @@ impl Volume {
             self.sleep_about(pause).await;
             pause = (pause * 3 / 2).min(POLL.1);
             let (lock, _) = self.read_lock(wish.addr).await?;
-            if lock.is_none_or(|l| l.holder != Some(holder)) {
+            let judged = lock.map(|l| judge(&l, self.me(), |slot| self.known_incarnation(slot)));
+            // A holder that was recovered meanwhile stays named: its lock is stale.
+            if judged != Some(Judged::Held(holder)) {
                 return Ok(());
             }
             self.watch(holder).await?;
