@@ -35,7 +35,7 @@ use crate::volume::Volume;
 /// Bytes of a file that its descriptor keeps in itself.
 const INLINE_MAX: u64 = 2048;
 /// Bytes of a file block.
-const FILE_BLOCK: u64 = 64 * GRAIN;
+pub(crate) const FILE_BLOCK: u64 = 64 * GRAIN;
 /// Bytes of a grain.
 const GRAIN: u64 = BLOCK as u64;
 /// Largest size of a file.
@@ -84,9 +84,9 @@ impl View<'_> {
 }
 
 async fn entry_in(store: &impl NodeStore, map: &Tree, index: u64) -> Result<MapEntry> {
-    match tree::get(store, map, &index.to_be_bytes()).await? {
-        Some(value) => MapEntry::decode(&value)
-            .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index} is corrupt: {e}"))),
+    let key = index.to_be_bytes();
+    match tree::get(store, map, &key).await? {
+        Some(value) => Ok(entry_of(&key, &value)?.1),
         None => Ok(EMPTY_ENTRY),
     }
 }
@@ -205,11 +205,15 @@ impl Volume {
     }
 }
 
-fn index_of(key: &[u8]) -> Result<u64> {
+/// A file block's number and its entry, as the map has them.
+fn entry_of(key: &[u8], value: &[u8]) -> Result<(u64, MapEntry)> {
     let bytes: [u8; 8] = key
         .try_into()
         .map_err(|_| Error::new(Kind::Corrupt, "a map key that is not eight bytes long"))?;
-    Ok(u64::from_be_bytes(bytes))
+    let index = u64::from_be_bytes(bytes);
+    let entry = MapEntry::decode(value)
+        .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index} is corrupt: {e}")))?;
+    Ok((index, entry))
 }
 
 /// The nodes of an object whose guard the caller has.

@@ -252,7 +252,7 @@ impl Volume {
                 let found = self.reading(dir, async |v| self.find(v, name).await).await?;
                 let id = found.ok_or(Kind::NotFound)?;
                 let guards = match self.hold_all(&[dir.into(), id.into()]).await {
-                    Err(e) if e.kind == Kind::Stale && self.still(dir, name, id).await? => {
+                    Err(e) if e.kind == Kind::Stale && self.still(dir, name, Some(id)).await? => {
                         return Err(e);
                     }
                     Err(e) if e.kind == Kind::Stale => continue,
@@ -267,8 +267,8 @@ impl Volume {
         .await
     }
 
-    async fn still(&self, dir: FileId, name: &[u8], id: FileId) -> Result<bool> {
-        Ok(self.reading(dir, async |v| self.find(v, name).await).await? == Some(id))
+    async fn still(&self, dir: FileId, name: &[u8], id: Option<FileId>) -> Result<bool> {
+        Ok(self.reading(dir, async |v| self.find(v, name).await).await? == id)
     }
 
     async fn remove_entry(

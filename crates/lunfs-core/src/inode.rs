@@ -14,6 +14,7 @@ use std::rc::Rc;
 use lunfs_format::{BlockNo, Content, Descriptor, MapEntry, Tree};
 
 use crate::allocate::Reservation;
+use crate::data::FILE_BLOCK;
 use crate::error::{Error, Result};
 use crate::locks::{Wish, WriteGuard};
 use crate::tree;
@@ -239,9 +240,11 @@ impl Volume {
                 body.content = Content::Tree(map);
             }
             body.blocks = body.blocks.wrapping_add_signed(blocks);
-            if !last {
-                // The size on disk stays until everything below it is mapped.
-                body.size = self.cached_descriptor(lock).size;
+            if let Some((next, _)) = p.deltas.first_key_value() {
+                // The size on disk covers what this transaction maps, and nothing that the next
+                // one will map: a crash in between leaves a shorter file, without holes where data
+                // was written and without valid grains beyond its end.
+                body.size = body.size.min(next * FILE_BLOCK).max(self.cached_descriptor(lock).size);
             }
             body
         };

@@ -212,3 +212,35 @@ fn a_full_volume_says_so_and_is_whole() {
         }
     });
 }
+
+/// What was allocated ahead is there, also where a short run had to grow for it.
+#[test]
+fn space_allocated_ahead_is_allocated() {
+    with_volume(async |v| {
+        let id = make(v, v.root(), "ahead").await;
+        let data = pattern(16 * 1024, 1);
+        v.write(id, 0, data.clone()).await.expect("writes");
+        let allocate = Fallocate::Allocate { keep_size: false };
+        v.fallocate(id, 0, 300 * 1024, allocate).await.expect("allocates");
+        v.fsync(id).await.expect("syncs");
+        let attr = v.getattr(id).await.expect("attrs");
+        assert_eq!((attr.size, attr.blocks), (300 * 1024, 128));
+        let mut expect = data;
+        expect.resize(300 * 1024, 0);
+        assert_eq!(v.read(id, 0, 1 << 20).await.expect("reads"), expect);
+    });
+}
+
+/// Punching costs what is there, not what the range says: this one has 2^38 file blocks.
+#[test]
+fn a_huge_sparse_file_is_punched_at_once() {
+    with_volume(async |v| {
+        let id = make(v, v.root(), "huge").await;
+        v.write(id, 1 << 40, pattern(600_000, 1)).await.expect("writes");
+        let size = SetAttr { size: Some(1 << 56), ..SetAttr::default() };
+        v.setattr(id, size).await.expect("extends");
+        v.fallocate(id, 5, (1 << 56) - 5, Fallocate::PunchHole).await.expect("punches");
+        assert_eq!(v.getattr(id).await.expect("attrs").blocks, 0);
+        assert_eq!(v.read(id, 1 << 40, 700_000).await.expect("reads"), vec![0; 700_000]);
+    });
+}

@@ -28,6 +28,8 @@ pub(super) struct Run {
     pub index: u64,
     pub start: BlockNo,
     pub len: u64,
+    /// Grains up to the last one that holds data.
+    pub valid: u64,
 }
 
 /// Something without a name.
@@ -95,8 +97,9 @@ pub(super) fn runs(entries: Vec<Entry>) -> (Vec<Run>, Faults) {
             continue;
         };
         match MapEntry::decode(&value) {
-            Ok(MapEntry { block: Some(start), grains, .. }) => {
-                runs.push(Run { index, start, len: u64::from(grains) });
+            Ok(MapEntry { block: Some(start), grains, mask, .. }) => {
+                let valid = u64::from(u64::BITS - mask.leading_zeros());
+                runs.push(Run { index, start, len: u64::from(grains), valid });
             }
             Ok(_) => {}
             Err(why) => faults.push(format!(

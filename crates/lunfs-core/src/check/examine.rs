@@ -5,7 +5,7 @@ use lunfs_format::{
     Tree, stored_checksum,
 };
 
-use super::content::{self, Faults, Orphan};
+use super::content::{self, Faults, Orphan, Run};
 use super::media::Pair;
 use super::rules;
 use super::space::{Purpose, Reference};
@@ -280,6 +280,24 @@ impl Walk<'_, '_> {
             let what =
                 format!("{}: {beyond} file blocks are allocated beyond the end", self.path(at));
             self.claims.note(at.plus(1), what);
+        }
+        // Whoever makes the file longer zeroes up to the end of its last grain only.
+        let end = body.size.next_multiple_of(BLOCK as u64);
+        let shows = |run: &Run| {
+            let valid =
+                run.index.saturating_mul(FILE_BLOCK).saturating_add(run.valid * BLOCK as u64);
+            run.valid > 0 && valid > end
+        };
+        if let Some(run) = runs.iter().find(|run| shows(run))
+            && role == Role::Named
+            && body.nlink > 0
+        {
+            let what = format!(
+                "file block {} has data beyond the end of the file, which would show if the file \
+                 grew; truncate it to its own size",
+                run.index
+            );
+            self.error(at.plus(1), at, &what);
         }
         let held = runs.iter().map(|run| run.len).sum();
         for run in runs {

@@ -5,11 +5,14 @@
 //! - Only whole grains leave the mask; the edges of a punched range are overwritten with zeroes.
 //! - Before a run is given up nothing about it is pending: it is written back first.
 
+use std::ops::Bound;
 use std::rc::Rc;
 
 use lunfs_format::{Content, FileKind, MapEntry, Tree};
 
-use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Part, SIZE_MAX, index_of, mask_of, parts, to_usize};
+use super::{
+    ENTRIES_MAX, FILE_BLOCK, GRAIN, Held, Part, SIZE_MAX, entry_of, mask_of, parts, to_usize,
+};
 use crate::allocate::Purpose;
 use crate::error::{Error, Kind, Result};
 use crate::inode::{Delta, Inode};
@@ -32,7 +35,7 @@ impl Volume {
                 return Err(Kind::Invalid.into());
             }
             if !matches!(body.content, Content::Tree(_)) {
-                self.move_out(&guard, &inode, file).await?;
+                self.move_out(&inode, file).await?;
             }
             let grow = match mode {
                 Fallocate::Allocate { keep_size } => {
@@ -49,7 +52,7 @@ impl Volume {
                 }
             };
             if grow && end > body.size {
-                self.zero_tail(&guard, &inode, file, body.size, end).await?;
+                self.zero_tail(&inode, file, body.size, end).await?;
             }
             let now = self.wall();
             inode.change(
@@ -76,7 +79,12 @@ impl Volume {
         len: u64,
     ) -> Result<()> {
         for part in parts(at, len) {
-            if self.current_entry(id, part.index).await?.block.is_some() {
+            let old = self.current_entry(id, part.index).await?;
+            if old.block.is_some() {
+                // A short run keeps no promise for what is behind it.
+                if old.grains < 64 {
+                    self.lengthen(inode, id, part.index, &old).await?;
+                }
                 continue;
             }
             let reserved = self.reserve(64, Purpose::Data).await?;
@@ -113,33 +121,62 @@ impl Volume {
         if end <= at {
             return Ok(());
         }
-        for part in parts(at, end - at) {
-            let old = self.current_entry(id, part.index).await?;
-            if old.block.is_none() {
-                continue;
+        let mut next = at / FILE_BLOCK;
+        loop {
+            // Nothing is pending here, so the map has all entries, and holes cost nothing.
+            let entries = self.entries_from(id, next).await?;
+            let Some((last, _)) = entries.last() else { return Ok(()) };
+            next = last + 1;
+            for (index, old) in entries {
+                let start = index * FILE_BLOCK;
+                if start >= end {
+                    break;
+                }
+                let (from, to) = (at.max(start) - start, end.min(start + FILE_BLOCK) - start);
+                self.punch_part(inode, id, size, Part { index, from, to }, &old).await?;
             }
-            self.zero_edges(guard, inode, id, size, part, &old).await?;
             self.write_back(guard).await?;
-            let old = self.current_entry(id, part.index).await?;
-            let whole = part.from.div_ceil(GRAIN)..part.to / GRAIN;
-            if whole.is_empty() {
-                continue;
-            }
-            let mask = old.mask & !mask_of(whole);
-            if mask == 0 {
-                self.drop_entry(inode, id, part.index, &old);
-            } else if mask != old.mask {
-                let entry = MapEntry { mask, ..old };
-                self.change_entry(inode, id, part.index, entry, None);
+            if next * FILE_BLOCK >= end {
+                return Ok(());
             }
         }
-        self.write_back(guard).await
     }
 
-    /// Zeroes the grains of a part that are only partly inside it.
+    async fn punch_part(
+        &self,
+        inode: &Rc<Inode>,
+        id: FileId,
+        size: u64,
+        part: Part,
+        old: &MapEntry,
+    ) -> Result<()> {
+        self.zero_edges(inode, id, size, part, old).await?;
+        let whole = part.from.div_ceil(GRAIN)..part.to / GRAIN;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let mask = old.mask & !mask_of(whole);
+        if mask == 0 {
+            self.drop_entry(inode, id, part.index, old);
+        } else if mask != old.mask {
+            let entry = MapEntry { mask, ..*old };
+            self.change_entry(inode, id, part.index, entry, None);
+        }
+        Ok(())
+    }
+
+    /// At most a transaction's worth of entries of the map at or above `from`, in order.
+    async fn entries_from(&self, id: FileId, from: u64) -> Result<Vec<(u64, MapEntry)>> {
+        let Content::Tree(map) = self.current(id).content else { return Ok(Vec::new()) };
+        let (store, key) = (Held { volume: self, id }, from.to_be_bytes());
+        let found = tree::scan(&store, &map, Bound::Included(&key[..]), ENTRIES_MAX).await?;
+        found.iter().map(|(key, value)| entry_of(key, value)).collect()
+    }
+
+    /// Zeroes the grains of a part that are only partly inside it. They are written in place, so
+    /// nothing about the part is pending behind it.
     async fn zero_edges(
         &self,
-        guard: &WriteGuard,
         inode: &Rc<Inode>,
         id: FileId,
         size: u64,
@@ -153,7 +190,7 @@ impl Volume {
             let valid = from < to && old.mask >> (from / GRAIN) & 1 == 1;
             if valid && to - from < GRAIN {
                 let zeroes = vec![0; to_usize(to - from)];
-                self.write_mapped(guard, inode, id, size, start + from, &zeroes).await?;
+                self.write_mapped(inode, id, size, start + from, &zeroes).await?;
             }
         }
         Ok(())
@@ -190,7 +227,6 @@ async fn seek_map(
     what: Seek,
     size: u64,
 ) -> Result<u64> {
-    use std::ops::Bound;
     let mut position = at;
     let mut next = (at / FILE_BLOCK).to_be_bytes().to_vec();
     let mut from = Bound::Included(next.as_slice());
@@ -200,7 +236,7 @@ async fn seek_map(
             return Ok(if what == Seek::Hole { position } else { size });
         }
         for (key, value) in &entries {
-            let index = index_of(key)?;
+            let (index, entry) = entry_of(key, value)?;
             let start = index * FILE_BLOCK;
             if start > position {
                 if what == Seek::Hole {
@@ -208,8 +244,6 @@ async fn seek_map(
                 }
                 position = start;
             }
-            let entry = MapEntry::decode(value)
-                .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index}: {e}")))?;
             let mut grain = (position - start) / GRAIN;
             while grain < 64 {
                 let valid = entry.block.is_some() && entry.mask >> grain & 1 == 1;

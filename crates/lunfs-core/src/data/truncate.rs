@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use lunfs_format::{Content, FileKind, MapEntry};
 
-use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Held, SIZE_MAX, index_of, to_usize};
+use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Held, SIZE_MAX, entry_of, to_usize};
 use crate::error::{Error, Kind, Result};
 use crate::inode::Inode;
 use crate::locks::WriteGuard;
@@ -32,7 +32,7 @@ impl Volume {
         }
         if size > body.size {
             if matches!(body.content, Content::Tree(_)) {
-                self.zero_tail(guard, &inode, id, body.size, size).await?;
+                self.zero_tail(&inode, id, body.size, size).await?;
             }
         } else if let Content::Tree(_) = body.content {
             self.cut(guard, &inode, id, size).await?;
@@ -94,12 +94,10 @@ impl Volume {
             let key = below.map(u64::to_be_bytes);
             let last = tree::last(&store, &map, key.as_ref().map(<[u8; 8]>::as_slice)).await?;
             let Some((key, value)) = last else { break };
-            let index = index_of(&key)?;
+            let (index, entry) = entry_of(&key, &value)?;
             if index < from {
                 break;
             }
-            let entry = MapEntry::decode(&value)
-                .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index}: {e}")))?;
             found.push((index, entry));
             match index.checked_sub(1) {
                 Some(next) => below = Some(next),

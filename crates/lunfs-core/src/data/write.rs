@@ -113,8 +113,15 @@ impl Volume {
         }
         let inode = self.inode(id);
         let body = self.current(id);
-        if body.kind != FileKind::File {
-            return Err(Kind::Invalid.into());
+        match body.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(Kind::IsDirectory.into()),
+            _ => return Err(Kind::Invalid.into()),
+        }
+        // Before, not behind: once this write has entries in the map, the size that covers them
+        // must be there too, or a crash leaves valid grains beyond the end of the file.
+        if inode.pending.borrow().as_ref().is_some_and(|p| p.deltas.len() > ENTRIES_MAX) {
+            self.write_back(guard).await?;
         }
         let end = at + data.len() as u64;
         match &body.content {
@@ -122,10 +129,10 @@ impl Volume {
                 self.write_inline(&inode, id, at, data);
             }
             Content::Empty | Content::Bytes(_) => {
-                self.move_out(guard, &inode, id).await?;
-                self.write_extending(guard, &inode, id, at, data).await?;
+                self.move_out(&inode, id).await?;
+                self.write_extending(&inode, id, at, data).await?;
             }
-            Content::Tree(_) => self.write_extending(guard, &inode, id, at, data).await?,
+            Content::Tree(_) => self.write_extending(&inode, id, at, data).await?,
         }
         let now = self.wall();
         inode.change(
@@ -158,12 +165,7 @@ impl Volume {
     }
 
     /// Moves bytes out of the descriptor into blocks.
-    pub(super) async fn move_out(
-        &self,
-        guard: &WriteGuard,
-        inode: &Rc<Inode>,
-        id: FileId,
-    ) -> Result<()> {
+    pub(super) async fn move_out(&self, inode: &Rc<Inode>, id: FileId) -> Result<()> {
         let body = self.current(id);
         let bytes = match body.content {
             Content::Bytes(bytes) => bytes,
@@ -171,7 +173,7 @@ impl Volume {
         };
         let size = body.size;
         if !bytes.is_empty() {
-            self.write_mapped(guard, inode, id, size, 0, &bytes).await?;
+            self.write_mapped(inode, id, size, 0, &bytes).await?;
         }
         inode.change(
             || self.cached_descriptor(id.addr),
@@ -183,7 +185,6 @@ impl Volume {
     /// Writes to blocks, zeroing what lies between the old end and `at` in the old end's grain.
     async fn write_extending(
         &self,
-        guard: &WriteGuard,
         inode: &Rc<Inode>,
         id: FileId,
         at: u64,
@@ -191,15 +192,14 @@ impl Volume {
     ) -> Result<()> {
         let size = self.current(id).size;
         if at > size {
-            self.zero_tail(guard, inode, id, size, at).await?;
+            self.zero_tail(inode, id, size, at).await?;
         }
-        self.write_mapped(guard, inode, id, size, at, data).await
+        self.write_mapped(inode, id, size, at, data).await
     }
 
     /// Zeroes from the old end to the end of its grain, or to `to` if that is nearer.
     pub(super) async fn zero_tail(
         &self,
-        guard: &WriteGuard,
         inode: &Rc<Inode>,
         id: FileId,
         size: u64,
@@ -215,12 +215,11 @@ impl Volume {
             return Ok(());
         }
         let zeroes = vec![0; to_usize(end - size)];
-        self.write_mapped(guard, inode, id, size, size, &zeroes).await
+        self.write_mapped(inode, id, size, size, &zeroes).await
     }
 
     pub(super) async fn write_mapped(
         &self,
-        guard: &WriteGuard,
         inode: &Rc<Inode>,
         id: FileId,
         size: u64,
@@ -241,10 +240,6 @@ impl Volume {
         inode.written.set(Some(complete));
         for job in jobs {
             install(inode, job, complete, || self.cached_descriptor(id.addr));
-        }
-        let deltas = inode.pending.borrow().as_ref().map_or(0, |p| p.deltas.len());
-        if deltas > ENTRIES_MAX {
-            self.write_back(guard).await?;
         }
         Ok(())
     }
@@ -294,6 +289,32 @@ impl Volume {
         let changed = entry != old;
         let at = start.plus(first);
         Ok(Job { index: part.index, at, bytes: buffer, entry, reserved, replaced, changed })
+    }
+
+    /// Gives a file block a run of all its grains in place of a shorter one.
+    pub(super) async fn lengthen(
+        &self,
+        inode: &Rc<Inode>,
+        id: FileId,
+        index: u64,
+        old: &MapEntry,
+    ) -> Result<()> {
+        let reserved = self.reserve(64, Purpose::Data).await?;
+        let at = reserved.start;
+        let valid: Vec<u64> = (0..used(old)).filter(|g| old.mask >> g & 1 == 1).collect();
+        let mut bytes = vec![0; to_usize(used(old) * GRAIN)];
+        self.read_grains(old, valid, 0, &mut bytes).await?;
+        if !bytes.is_empty() {
+            self.io.write(at, bytes, false).await?;
+        }
+        let complete = self.flushes_begun.get();
+        inode.written.set(Some(complete));
+        let entry = MapEntry { block: Some(at), zero: false, grains: 64, mask: old.mask };
+        let replaced = old.block.map(|b| (b, u64::from(old.grains)));
+        let reserved = Some(reserved);
+        let job = Job { index, at, bytes: Vec::new(), entry, reserved, replaced, changed: true };
+        install(inode, job, complete, || self.cached_descriptor(id.addr));
+        Ok(())
     }
 
     async fn read_grains(

@@ -7,7 +7,7 @@
 
 use lunfs_format::{Descriptor, RENAME_LOCK};
 
-use super::Dir;
+use super::{Dir, LINKS_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Wish, WishKind};
 use crate::types::{FileId, FileKind, RenameMode};
@@ -92,8 +92,10 @@ impl Volume {
         wishes.extend(step.to.map(Wish::from));
         let guards = match self.hold_all(&wishes).await {
             Err(e) if e.kind == Kind::Stale => {
-                let same = self.still(step.dir, step.name, step.from).await?;
-                return if same && step.to.is_none() { Err(e) } else { Ok(false) };
+                // Names that still stand for what is gone are damage, not a race.
+                let same = self.still(step.dir, step.name, Some(step.from)).await?
+                    && self.still(step.to_dir, step.to_name, step.to).await?;
+                return if same { Err(e) } else { Ok(false) };
             }
             other => other?,
         };
@@ -145,6 +147,17 @@ impl Volume {
         let same = step.dir == step.to_dir;
         let mut source = self.opened(step.dir)?;
         let mut target = if same { None } else { Some(self.opened(step.to_dir)?) };
+        let gains = |into: &Dir, moved: FileKind, left: Option<FileKind>| {
+            let is_more = moved == FileKind::Directory && left != Some(FileKind::Directory);
+            is_more && into.body.nlink >= LINKS_MAX
+        };
+        if let Some(target) = &target {
+            let left = to_body.as_ref().and_then(|to| FileKind::of(to.kind));
+            let back = left.filter(|_| step.mode == RenameMode::Exchange);
+            if gains(target, kind, left) || back.is_some_and(|b| gains(&source, b, Some(kind))) {
+                return Err(Kind::TooManyLinks.into());
+            }
+        }
         let mut last = None;
         match (step.mode, step.to, to_body) {
             (RenameMode::Exchange, Some(to), Some(mut body)) => {

@@ -12,7 +12,8 @@ use futures_util::future::{join, join_all};
 use lunfs_format::{BlockNo, Doorbell, Holder, LockObject, Request, Stamp, stored_checksum};
 
 use super::{Entry, Wish, WishKind, WriteGuard};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::io::Settled;
 use crate::lock::released;
 use crate::volume::Volume;
 
@@ -76,7 +77,7 @@ impl Volume {
         let mut batch = vec![(WriteGuard { entry: entry.clone(), _guard: guard }, successor)];
         if entry.object == LockObject::Descriptor {
             let near = self.locks.neighbours(entry.addr, u64::from(self.sb.cluster_blocks));
-            for neighbour in near {
+            for neighbour in near.into_iter().filter(|e| !self.is_kept(e.addr)) {
                 if let Ok(guard) = neighbour.rw.clone().try_write_owned() {
                     batch.push((WriteGuard { entry: neighbour, _guard: guard }, None));
                 }
@@ -143,7 +144,10 @@ impl Volume {
             })
         };
         let new = released(&lock, self.me().slot, successor, stamp, self.nonce());
-        self.swap_lock(entry.addr, &lock, &new).await?;
+        if let Settled::Lost(_) = self.swap_lock(entry.addr, &lock, &new).await? {
+            self.io.stop(format!("lock {} changed under its exclusive holder", entry.addr));
+            return Err(Error::new(Kind::Stopped, "a lock changed under its holder"));
+        }
         entry.held.set(None);
         self.cache.borrow_mut().forget_lock(entry.addr);
         if entry.object == LockObject::Cluster {

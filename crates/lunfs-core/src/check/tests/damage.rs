@@ -387,6 +387,17 @@ fn an_orphan_that_is_listed_twice_or_has_a_name_is_found() {
     );
 }
 
+/// What a crash while a file grew could leave before the size went along with the map.
+#[test]
+fn data_beyond_the_end_is_found() {
+    each_is_found(
+        1,
+        &[("has data beyond the end of the file", |s| {
+            s.edit(s.big, |d| d.size = 1);
+        })],
+    );
+}
+
 #[test]
 fn a_block_that_is_used_twice_is_found() {
     fn share(s: &Sample, block: BlockNo) {

@@ -92,7 +92,8 @@ impl Sample {
         });
         self.big = self.make(FileKind::File, |s, d| {
             let hole = MapEntry { block: None, zero: true, grains: 1, mask: 0 };
-            let map = [s.run(0, 4), (key_of(1), hole.encode().to_vec()), s.run(2, 64), s.run(9, 8)];
+            let map =
+                [s.run(0, 4), (key_of(1), hole.encode().to_vec()), s.run(2, 64), s.ahead(9, 8)];
             (d.size, d.blocks) = (3 << 18, 4 + 64 + 8);
             d.content = inline(map.to_vec());
         });
@@ -236,10 +237,19 @@ impl Sample {
         at
     }
 
-    /// A map entry with its own run.
+    /// A map entry with its own run, of which one grain holds data.
     pub fn run(&self, index: u64, grains: u8) -> Entry {
+        self.run_with(index, grains, 1)
+    }
+
+    /// A map entry with a run that was allocated ahead.
+    fn ahead(&self, index: u64, grains: u8) -> Entry {
+        self.run_with(index, grains, 0)
+    }
+
+    fn run_with(&self, index: u64, grains: u8, mask: u64) -> Entry {
         let block = Some(self.allocate(grains.into()));
-        (key_of(index), MapEntry { block, zero: false, grains, mask: 1 }.encode().to_vec())
+        (key_of(index), MapEntry { block, zero: false, grains, mask }.encode().to_vec())
     }
 
     /// An entry of a directory.
