@@ -1,8 +1,12 @@
 //! Reading an object: under its lock, or without it as a snapshot that is checked afterwards.
 //!
+//! Taking a lock costs a flush. Who looks at an object once or twice (a listing, a copy of a tree)
+//! reads it without; who comes back takes the lock, and then reads from memory.
+//!
 //! A lock that nobody holds exclusively changes its image before its object changes. So what was
 //! read between two readings of one image is consistent (docs/protocol.md#reading-without-a-lock).
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use lunfs_format::{
@@ -20,6 +24,31 @@ use crate::volume::Volume;
 pub const MAP_INLINE: usize = 2000;
 /// Attempts without the lock before it is taken.
 const ATTEMPTS_MAX: u32 = 4;
+/// Readings without the lock before it is taken for more of them: a copy of a small file with all
+/// its attributes needs about six, and costs as much as one flush.
+const READINGS_MAX: u32 = 8;
+/// Objects whose readings are counted. Beyond it counting begins anew.
+const COUNTED_MAX: usize = 16_384;
+
+/// How often objects were read without their locks.
+#[derive(Default)]
+pub struct Readings(BTreeMap<FileId, u32>);
+
+impl Readings {
+    /// Counts one more; true when it is time to take the lock.
+    fn is_worth_the_lock(&mut self, id: FileId) -> bool {
+        if self.0.len() >= COUNTED_MAX {
+            self.0.clear();
+        }
+        let count = self.0.entry(id).or_default();
+        *count += 1;
+        if *count <= READINGS_MAX {
+            return false;
+        }
+        self.0.remove(&id);
+        true
+    }
+}
 
 /// How the object was reached.
 enum Hold {
@@ -135,7 +164,7 @@ impl Volume {
             Judged::Ours | Judged::Unsupported => return Ok(Look::Take),
             Judged::Gone => return Err(gone()),
         };
-        if !self.is_contended(id.addr) {
+        if !self.is_contended(id.addr) && self.readings.borrow_mut().is_worth_the_lock(id) {
             return Ok(Look::Take);
         }
         let Ok(body) = Descriptor::decode(&bytes, self.sb.volume, id.addr.plus(1)) else {

@@ -25,6 +25,7 @@ use crate::meta::Cache;
 use crate::recovery::Watch;
 use crate::slots::Region;
 use crate::types::{FileId, HostStatus, LockStatus, MountOptions, Space, StopReason};
+use crate::view::Readings;
 
 /// A task of the volume itself.
 pub(crate) type Task = LocalBoxFuture<'static, ()>;
@@ -55,6 +56,7 @@ pub struct Volume {
     pub(crate) locks: Locks,
     pub(crate) cache: RefCell<Cache>,
     pub(crate) alloc: RefCell<Allocator>,
+    pub(crate) readings: RefCell<Readings>,
     pub(crate) inodes: RefCell<BTreeMap<FileId, Rc<Inode>>>,
     pub(crate) journal_cell: OnceCell<Rc<Journal>>,
     pub(crate) orphans_cell: OnceCell<FileId>,
@@ -111,6 +113,7 @@ impl Volume {
             busy_since: [Cell::new(None), Cell::new(None)],
             locks: Locks::default(),
             cache: RefCell::default(),
+            readings: RefCell::default(),
             inodes: RefCell::default(),
             journal_cell: OnceCell::new(),
             orphans_cell: OnceCell::new(),

@@ -87,6 +87,37 @@ async fn until<T>(host: impl Future<Output = StopReason>, other: impl Future<Out
     }
 }
 
+/// Taking a lock costs a flush: a listing that took each of 20,000 would last minutes.
+#[test]
+fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let make = async {
+            let mut ids = Vec::new();
+            for i in 0..50 {
+                let name = format!("f{i}");
+                ids.push(a.create(a.root(), name.as_bytes(), file()).await.expect("creates").id);
+            }
+            a.unmount().await.expect("unmounts");
+            ids
+        };
+        let (_, ids) = join(a.serve(), make).await;
+        let b = mount(&env, "b").await;
+        let look = async {
+            let before = b.counters().locks_acquired;
+            for id in ids.iter().flat_map(|id| [id; 8]) {
+                b.getattr(*id).await.expect("works");
+            }
+            assert_eq!(b.counters().locks_acquired, before);
+            b.getattr(ids[0]).await.expect("works");
+            assert_eq!(b.counters().locks_acquired, before + 1);
+        };
+        until(b.serve(), look).await;
+    });
+}
+
 #[test]
 fn a_survivor_finds_what_the_dead_host_had_synced() {
     let (env, time): (Env, Time) = env(256 << 20);

@@ -206,20 +206,32 @@ impl Scene {
 pub struct Touched {
     /// All of it.
     pub took: Duration,
-    directories: u32,
     entries: u32,
-    slowest: (Duration, PathBuf),
+    steps: Vec<Step>,
+}
+
+/// One directory of it.
+struct Step {
+    place: PathBuf,
+    listed: Duration,
+    wrote: Duration,
 }
 
 impl std::fmt::Display for Touched {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Touched { took, directories, entries, slowest: (slowest, place) } = self;
-        let (took, slowest, place) = (took.as_millis(), slowest.as_millis(), place.display());
-        write!(
-            f,
-            "{took:4} ms ({directories} directories, {entries} entries, longest {slowest} ms in \
-             {place})"
-        )
+        let longest = self.steps.iter().max_by_key(|step| step.listed + step.wrote);
+        let longest = longest.map_or(String::new(), Step::to_string);
+        let (took, directories) = (self.took.as_millis(), self.steps.len());
+        let entries = self.entries;
+        write!(f, "{took:4} ms ({directories} directories, {entries} entries, longest {longest})")
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Step { place, listed, wrote } = self;
+        let (place, listed, wrote) = (place.display(), listed.as_millis(), wrote.as_millis());
+        write!(f, "/{place} listed in {listed} ms, written in {wrote} ms")
     }
 }
 
@@ -230,13 +242,11 @@ pub fn touch_everywhere(top: &Path, round: u32, since: Instant) -> Result<Touche
     let mut last = since;
     let mut waiting = vec![top.to_path_buf()];
     while let Some(dir) = waiting.pop() {
-        touched.directories += 1;
         touched.entries += list(&dir, &mut waiting)?;
+        let listed = last.elapsed();
         write_into(&dir, round)?;
-        let took = last.elapsed();
-        if took > touched.slowest.0 {
-            touched.slowest = (took, dir.strip_prefix(top)?.to_path_buf());
-        }
+        let wrote = last.elapsed() - listed;
+        touched.steps.push(Step { place: dir.strip_prefix(top)?.to_path_buf(), listed, wrote });
         last = Instant::now();
     }
     touched.took = since.elapsed();
@@ -269,7 +279,12 @@ fn write_into(dir: &Path, round: u32) -> Result<()> {
 
 fn figure(kills: &[Kill]) -> Figure {
     histogram(kills);
-    let slowest = kills.iter().map(|kill| kill.takeover.took).max().unwrap_or_default();
+    let slowest = kills.iter().map(|kill| &kill.takeover).max_by_key(|takeover| takeover.took);
+    println!("the slowest takeover, step by step:");
+    for step in slowest.iter().flat_map(|takeover| &takeover.steps) {
+        println!("  {step}");
+    }
+    let slowest = slowest.map_or(Duration::ZERO, |takeover| takeover.took);
     let replaying = kills.iter().filter(|kill| kill.images > 0).count();
     let percent = replaying * 100 / kills.len().max(1);
     Figure {
