@@ -18,7 +18,7 @@
 //! | `format` | an empty volume |
 //! | `check` | the walker that shares no code with the above |
 //!
-//! Rules R1..R15 and their order of writes: docs/protocol.md.
+//! Rules R1..R14 and their order of writes: docs/protocol.md.
 #![forbid(unsafe_code)]
 
 mod allocate;

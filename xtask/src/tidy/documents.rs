@@ -1,11 +1,16 @@
-//! Rules for documents: links lead somewhere, and README's map names every document.
+//! Rules for documents: links lead somewhere, README's map names every document, and what the
+//! protocol and the threats name in the code is there.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use super::{File, Finding};
 use crate::root;
 
-/// Finds broken links and documents that nobody is led to.
+/// Documents whose names of tests and functions are checked.
+const NAMING: &[&str] = &["docs/protocol.md", "docs/threats.md"];
+
+/// Finds broken links, documents that nobody is led to, and names of code that is gone.
 pub fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| file.is_document()) {
@@ -16,6 +21,7 @@ pub fn check(files: &[File]) -> Vec<Finding> {
         }
     }
     findings.extend(unlisted(files));
+    findings.extend(unknown_names(files));
     findings
 }
 
@@ -111,6 +117,51 @@ fn unlisted(files: &[File]) -> Vec<Finding> {
         .collect()
 }
 
+/// Names in code style that no source in `crates` defines: a test that was renamed would leave a
+/// threat that only seems to be shown by something.
+fn unknown_names(files: &[File]) -> Vec<Finding> {
+    let defined: BTreeSet<&str> = files
+        .iter()
+        .filter(|file| file.is_rust() && file.path.starts_with("crates/"))
+        .flat_map(|file| file.lines().filter_map(|(_, line)| defined_in(line)))
+        .collect();
+    let mut findings = Vec::new();
+    for file in files.iter().filter(|file| NAMING.contains(&file.path.as_str())) {
+        for (number, name) in names(file) {
+            if !defined.contains(name) {
+                let what = format!("`{name}` is no test, function, module or field in crates/");
+                findings.push(file.finding(number, what));
+            }
+        }
+    }
+    findings
+}
+
+/// Words with an underscore in code style, with their lines.
+fn names(file: &File) -> Vec<(usize, &str)> {
+    let spans = |line| str::split(line, '`').skip(1).step_by(2);
+    file.lines()
+        .flat_map(|(number, line)| spans(line).map(move |span| (number, span)))
+        .filter(|(_, span)| span.contains('_') && span.chars().all(is_of_name))
+        .collect()
+}
+
+/// The name that a line of source defines: of a function, a module, or a field on its own line.
+fn defined_in(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    if let Some((_, rest)) = line.split_once("fn ") {
+        return rest.split(|c| !is_of_name(c)).next();
+    }
+    let line = line.strip_prefix("pub ").unwrap_or(line);
+    let line = line.strip_prefix("mod ").unwrap_or(line);
+    let name = line.split(|c| !is_of_name(c)).next()?;
+    line[name.len()..].starts_with([':', ',', ';']).then_some(name)
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,5 +202,17 @@ mod tests {
         let found = unlisted(&[readme, format, decision, lost]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path, "docs/lost.md");
+    }
+
+    #[test]
+    fn a_test_that_is_gone_is_found_in_the_threats() {
+        let threats =
+            "| H1 | old | `it_is_refused`, `it_was_renamed` | `hits_met`, `one_writer` |\n";
+        let source = "    pub async fn it_is_refused() {}\n    hits_met,\nmod one_writer;\n";
+        let source = document("crates/a/src/lib.rs", source);
+        let elsewhere = document("docs/design.md", "`it_was_renamed`\n");
+        let found = unknown_names(&[document("docs/threats.md", threats), source, elsewhere]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].what.starts_with("`it_was_renamed`"), "{}", found[0].what);
     }
 }

@@ -39,6 +39,12 @@ impl Ram {
         sectors.flat_map(|s| blocks.get(&s).copied().unwrap_or([0; 512])).collect()
     }
 
+    /// Another disk that holds the same.
+    pub fn copy(&self) -> Ram {
+        let blocks = Rc::new(RefCell::new(self.blocks.borrow().clone()));
+        Ram { size: self.size, time: self.time.clone(), blocks, flushes: Cell::new(0) }
+    }
+
     /// Changes bytes of the disk.
     pub fn put(&self, at: u64, data: &[u8]) {
         put(&self.blocks, at, data);

@@ -1,0 +1,460 @@
+//! What a disk may do to a host: fail, hang, rot, leave in doubt.
+
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, join, select};
+use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
+use lunfs_core::{FormatOptions, StopReason, format_volume};
+use lunfs_format::{
+    BlockNo, JournalHeader, Pulse, PulseState, RECORD, SlotNo, Timing, VolumeId, kind, kind_of,
+};
+use support::{Ram, Time, block_on, check_clean, env_with_disk, file, mount, pattern};
+
+/// What is asked of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    Read,
+    Write,
+    Flush,
+    Swap,
+}
+
+/// A request: which, where, how long, and what a compare-and-write would write.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    ask: Ask,
+    at: u64,
+    len: usize,
+    new: &'a [u8],
+}
+
+/// What it does instead.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Says that it was not and never will be done.
+    Fail,
+    /// Never answers.
+    Hang,
+    /// A compare-and-write that is answered late with a doubt, and lands at once or never.
+    Doubt { lands: bool, after: Duration },
+}
+
+type Rule = Box<dyn Fn(Asked<'_>) -> Option<Fault>>;
+
+/// A disk in memory that breaks where a rule says so.
+struct Moody {
+    ram: Rc<Ram>,
+    time: Time,
+    rule: RefCell<Rule>,
+    /// Answers of doubt so far.
+    doubts: Cell<u32>,
+}
+
+impl Moody {
+    fn when(&self, rule: impl Fn(Asked<'_>) -> Option<Fault> + 'static) {
+        *self.rule.borrow_mut() = Box::new(rule);
+    }
+
+    fn well(&self) {
+        self.when(|_| None);
+    }
+
+    fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
+        match (*self.rule.borrow())(asked)? {
+            Fault::Fail => Some(Box::pin(async { Err(IoError::Failed("broken".into())) })),
+            Fault::Hang => Some(Box::pin(std::future::pending())),
+            Fault::Doubt { lands, after } => {
+                self.doubts.set(self.doubts.get() + 1);
+                if lands {
+                    self.ram.put(asked.at, asked.new);
+                }
+                let late = self.time.sleep(after);
+                Some(Box::pin(async move {
+                    late.await;
+                    Err(IoError::InDoubt("no answer".into()))
+                }))
+            }
+        }
+    }
+}
+
+impl Disk for Moody {
+    fn capabilities(&self) -> Capabilities {
+        self.ram.capabilities()
+    }
+    fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
+        self.fault(Asked { ask: Ask::Read, at, len, new: &[] })
+            .unwrap_or_else(|| self.ram.read(at, len))
+    }
+    fn write(
+        &self,
+        at: u64,
+        data: Vec<u8>,
+        fua: bool,
+        until: Instant,
+    ) -> Answer<Result<(), IoError>> {
+        if let Some(answer) = self.fault(Asked { ask: Ask::Write, at, len: data.len(), new: &data })
+        {
+            return answer;
+        }
+        self.ram.write(at, data, fua, until)
+    }
+    fn flush(&self) -> Answer<Result<(), IoError>> {
+        if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
+            return answer;
+        }
+        self.ram.flush()
+    }
+    fn compare_and_write(
+        &self,
+        at: u64,
+        expect: Vec<u8>,
+        new: Vec<u8>,
+        until: Instant,
+    ) -> Answer<Result<Compared, IoError>> {
+        let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
+        if let Some(answer) = self.fault(asked) {
+            return answer;
+        }
+        self.ram.compare_and_write(at, expect, new, until)
+    }
+    fn unmap(&self, at: u64, len: u64, until: Instant) -> Answer<Result<(), IoError>> {
+        self.ram.unmap(at, len, until)
+    }
+}
+
+struct World {
+    env: Env,
+    time: Time,
+    disk: Rc<Moody>,
+}
+
+fn world() -> World {
+    let (env, time, ram) = env_with_disk(256 << 20);
+    let disk = moody(ram, &time);
+    World { env: Env { disk: disk.clone(), ..env }, time, disk }
+}
+
+fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
+    let rule: Rule = Box::new(|_| None);
+    Rc::new(Moody { ram, time: time.clone(), rule: RefCell::new(rule), doubts: Cell::new(0) })
+}
+
+async fn formatted(env: &Env) {
+    let options =
+        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
+    format_volume(env, &options).await.expect("formats");
+}
+
+async fn sleep(env: &Env, ms: u64) {
+    env.clock.sleep(Duration::from_millis(ms)).await;
+}
+
+/// Polls `host` until `story` ends.
+async fn beside<T>(host: impl Future<Output = StopReason>, story: impl Future<Output = T>) -> T {
+    match select(Box::pin(host), Box::pin(story)).await {
+        Either::Left((why, _)) => panic!("a host stopped: {why:?}"),
+        Either::Right((out, _)) => out,
+    }
+}
+
+fn why(stopped: StopReason) -> String {
+    match stopped {
+        StopReason::Stopped(why) => why,
+        StopReason::Unmounted => panic!("it unmounted"),
+    }
+}
+
+/// H25: what a device that failed to flush still has is not known. Nothing is acknowledged after
+/// that, and the host stops.
+#[test]
+fn a_failed_flush_stops_the_host() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10_000, 1)).await.expect("works");
+            disk.when(|asked| (asked.ask == Ask::Flush).then_some(Fault::Fail));
+            a.fsync(id).await.expect_err("the flush failed");
+        };
+        let (stopped, ()) = join(a.serve(), story).await;
+        assert!(why(stopped).contains("a flush failed"));
+    });
+}
+
+/// Q21: a write that failed may land later; the host does not go on as if it knew.
+#[test]
+fn a_failed_write_stops_the_host() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            disk.when(|asked| (asked.ask == Ask::Write).then_some(Fault::Fail));
+            a.write(id, 0, pattern(10_000, 1)).await.expect_err("the write failed");
+        };
+        let (stopped, ()) = join(a.serve(), story).await;
+        assert!(why(stopped).contains("a write of block"));
+    });
+}
+
+/// H23: pulses go out, but nobody answers the doorbell: others would wait for ever.
+#[test]
+fn a_host_whose_doorbell_hangs_gives_itself_up() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let geometry = a.superblock().geometry();
+        let (slot, len) = (geometry.slot_offset(a.slot()), geometry.slot_len());
+        let began = env.clock.now();
+        disk.when(move |asked| {
+            let is_doorbell = asked.ask == Ask::Read && (asked.at, asked.len) == (slot, len);
+            is_doorbell.then_some(Fault::Hang)
+        });
+        let stopped = a.serve().await;
+        assert!(why(stopped).contains("hanging"));
+        let took = env.clock.now().since(began);
+        assert!(took > Duration::from_secs(30) && took < Duration::from_secs(33), "{took:?}");
+    });
+}
+
+/// A path that answers with errors for ten seconds: the lease ends, and the host goes on.
+#[test]
+fn a_path_that_fails_for_a_while_suspends_and_stops_nobody() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.sync().await.expect("works");
+            sleep(&env, 10_000).await;
+            disk.when(|_| Some(Fault::Fail));
+            sleep(&env, 10_000).await;
+            assert!(a.is_suspended());
+            disk.well();
+            a.getattr(id).await.expect("works again");
+            assert_eq!(a.counters().resumes, 1);
+            a.unmount().await.expect("works");
+        };
+        assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+    });
+}
+
+/// A host could neither learn whether its release of a lock had landed nor look. It believed that
+/// it still had the lock, while the next holder wrote.
+#[test]
+fn a_lock_that_stays_in_doubt_stops_its_holder() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(100, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            b.lookup(b.root(), b"f").await.expect("works");
+            let lock = id.addr.offset();
+            a.write(id, 0, pattern(100, 2)).await.expect("works");
+            let (is_doubtful, after) = (Cell::new(false), Duration::from_millis(5));
+            disk.when(move |asked| match asked.ask {
+                Ask::Swap if asked.at == lock => {
+                    is_doubtful.set(true);
+                    Some(Fault::Doubt { lands: true, after })
+                }
+                Ask::Read if asked.at == lock && asked.len == 512 && is_doubtful.get() => {
+                    Some(Fault::Fail)
+                }
+                _ => None,
+            });
+            b.write(id, 0, pattern(100, 3)).await.expect("works");
+            sleep(&env, 3_000).await;
+        };
+        let both = join(a.serve(), select(Box::pin(b.serve()), Box::pin(story)));
+        let (stopped, _) = both.await;
+        assert!(why(stopped).contains("stays in doubt"));
+    });
+}
+
+/// Is this the compare-and-write that frees the slot of `volume`?
+fn frees_slot(asked: Asked<'_>, of: VolumeId, slot: SlotNo) -> bool {
+    asked.ask == Ask::Swap
+        && Pulse::decode(&asked.new[..RECORD.min(asked.len)], of, slot)
+            .is_ok_and(|pulse| pulse.state == PulseState::Free)
+}
+
+/// The compare-and-write that frees a slot was in doubt; before the host looked, another one had
+/// joined there. The host that left said that its slot had changed under it.
+#[test]
+fn a_host_that_leaves_in_doubt_may_be_followed_at_once() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (slot, of) = (a.slot(), a.superblock().volume);
+        let follow = async {
+            while disk.doubts.get() == 0 {
+                sleep(&env, 10).await;
+            }
+            env.fence.leave(slot);
+            let c = mount(&env, "c").await;
+            assert_eq!(c.slot(), slot);
+            c
+        };
+        let leave = async {
+            a.create(a.root(), b"f", file()).await.expect("works");
+            let after = Duration::from_secs(1);
+            disk.when(move |asked| {
+                frees_slot(asked, of, slot).then_some(Fault::Doubt { lands: true, after })
+            });
+            a.unmount().await.expect("a clean end");
+        };
+        let (end, ((), c)) = join(a.serve(), join(leave, follow)).await;
+        assert_eq!(end, StopReason::Unmounted);
+        beside(c.serve(), async { c.lookup(c.root(), b"f").await.expect("made durable") }).await;
+    });
+}
+
+/// The newest header of a dead host's journal has rotted, the other copy is of an earlier life.
+/// Taking the journal for empty would have lost all that the host had made durable.
+#[test]
+fn a_journal_without_its_newest_header_is_not_taken_for_empty() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        // A first life, so that the other copy is valid.
+        let first = mount(&env, "a").await;
+        let end = join(first.serve(), async { first.unmount().await.expect("works") }).await.0;
+        assert_eq!(end, StopReason::Unmounted);
+        env.fence.leave(first.slot());
+        let a = mount(&env, "a").await;
+        assert_eq!(a.slot(), first.slot());
+        let root = a.root();
+        let b = beside(a.serve(), async {
+            let b = mount(&env, "b").await;
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.fsync(id).await.expect("works");
+            b
+        })
+        .await;
+        let volume = a.superblock().volume;
+        let mut headers: Vec<(u64, u64)> = (0..256 << 8)
+            .map(BlockNo)
+            .filter(|at| kind_of(&disk.ram.get(at.offset(), 4096)) == Some(kind::JOURNAL_HEADER))
+            .filter_map(|at| {
+                let bytes = disk.ram.get(at.offset(), 4096);
+                let header = JournalHeader::decode(&bytes, volume, at).ok()?;
+                (header.slot == a.slot()).then_some((header.version.count, at.offset()))
+            })
+            .collect();
+        headers.sort_unstable();
+        assert!(headers.len() == 2, "{headers:?}");
+        let (_, newest) = headers[1];
+        disk.ram.put(newest, &[0x55; 512]);
+        env.fence.leave(a.slot());
+        beside(b.serve(), async {
+            sleep(&env, 20_000).await;
+            assert!(b.counters().claims_handed_back > 0);
+            assert_eq!(b.counters().takeovers, 0);
+        })
+        .await;
+    });
+}
+
+/// Q16: a slot whose pulse has rotted is neither free nor live: nobody takes it.
+#[test]
+fn a_slot_that_cannot_be_read_is_taken_by_nobody() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let slot = a.superblock().geometry().slot_offset(a.slot());
+        let b = beside(a.serve(), async { mount(&env, "b").await }).await;
+        let mut bytes = disk.ram.get(slot, 512);
+        bytes[100] ^= 1;
+        disk.ram.put(slot, &bytes);
+        env.fence.leave(a.slot());
+        beside(b.serve(), async {
+            sleep(&env, 60_000).await;
+            assert_eq!(b.counters().takeovers + b.counters().claims_handed_back, 0);
+            let c = mount(&env, "c").await;
+            assert!(c.slot() != a.slot() && c.slot() != b.slot());
+            assert_eq!(disk.ram.get(slot, 512), bytes);
+        })
+        .await;
+    });
+}
+
+/// A host dies between the void body of a deleted file and its void lock. Whoever took that lock
+/// kept it, and could not give it up when asked.
+#[test]
+fn a_file_whose_deleter_died_halfway_is_finished_by_another() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let root = a.root();
+        let b = beside(a.serve(), async {
+            let b = mount(&env, "b").await;
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10_000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let lock = id.addr.offset();
+            disk.when(move |asked| {
+                (asked.ask == Ask::Swap && asked.at == lock).then_some(Fault::Hang)
+            });
+            a.unlink(root, b"f").await.expect("works");
+            sleep(&env, 1_000).await;
+            b
+        })
+        .await;
+        disk.well();
+        env.fence.leave(a.slot());
+        let story = async {
+            while b.counters().takeovers == 0 {
+                sleep(&env, 10).await;
+            }
+            sleep(&env, 10_000).await;
+            b.unmount().await.expect("works");
+        };
+        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        check_clean(&env).await;
+    });
+}
+
+/// Q18: a copy of an image in use is a volume of its own: nobody holds a mark on it, so its hosts
+/// are dead there, and are recovered.
+#[test]
+fn a_copy_of_an_image_in_use_is_a_volume_whose_hosts_died() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let root = a.root();
+        beside(a.serve(), async {
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10_000, 1)).await.expect("works");
+            a.fsync(id).await.expect("works");
+            let copy = Rc::new(disk.ram.copy());
+            let fence = env_with_disk(0).0.fence;
+            let copied = Env { disk: moody(copy, &time), fence, ..env.clone() };
+            let c = mount(&copied, "c").await;
+            beside(c.serve(), async {
+                let id = c.lookup(root, b"f").await.expect("was synced").id;
+                assert_eq!(c.read(id, 0, 1 << 20).await.expect("reads"), pattern(10_000, 1));
+                assert_eq!(c.counters().takeovers, 1);
+            })
+            .await;
+        })
+        .await;
+    });
+}
