@@ -458,3 +458,33 @@ fn a_copy_of_an_image_in_use_is_a_volume_whose_hosts_died() {
         .await;
     });
 }
+
+/// A record was being written while a host left: the journal looked empty, and the slot was free
+/// before the record was durable. Nobody replays the journal of a free slot.
+#[test]
+fn what_a_record_in_flight_holds_stays_after_unmount() {
+    for micros in (90_000..103_000).step_by(250) {
+        let World { env, time, .. } = world();
+        block_on(&time, async {
+            formatted(&env).await;
+            let a = mount(&env, "a").await;
+            let story = async {
+                a.create(a.root(), b"first", file()).await.expect("works");
+                a.sync().await.expect("works");
+                sleep(&env, 10_000).await;
+                a.create(a.root(), b"f", file()).await.expect("works");
+                env.clock.sleep(Duration::from_micros(micros)).await;
+                a.unmount().await.expect("works");
+            };
+            assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+            env.fence.leave(a.slot());
+            check_clean(&env).await;
+            let b = mount(&env, "b").await;
+            beside(b.serve(), async {
+                let found = b.lookup(b.root(), b"f").await;
+                assert!(found.is_ok(), "lost by an unmount {micros} us after the create");
+            })
+            .await;
+        });
+    }
+}
