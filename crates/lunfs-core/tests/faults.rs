@@ -347,6 +347,32 @@ fn a_host_that_leaves_in_doubt_may_be_followed_at_once() {
     });
 }
 
+/// The device stalled for longer than the lease at the very last write of an unmount. Pulses had
+/// ended by then, so the lease never opened again, and unmount waited for ever.
+#[test]
+fn an_unmount_ends_although_its_last_write_stalls() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (slot, of) = (a.slot(), a.superblock().volume);
+        let story = async {
+            let after = Duration::from_secs(6);
+            let stalled = Cell::new(false);
+            disk.when(move |asked| {
+                let first = frees_slot(asked, of, slot) && !stalled.replace(true);
+                first.then_some(Fault::Doubt { lands: false, after })
+            });
+            let patience = env.clock.sleep(Duration::from_secs(120));
+            match select(Box::pin(a.unmount()), patience).await {
+                Either::Left(_) => {}
+                Either::Right(_) => panic!("unmount waits for ever"),
+            }
+        };
+        select(Box::pin(a.serve()), Box::pin(story)).await;
+    });
+}
+
 /// A record was being written while a host left: the journal looked empty, and the slot was free
 /// before the record was durable. Nobody replays the journal of a free slot.
 #[test]
