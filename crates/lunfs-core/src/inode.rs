@@ -156,7 +156,11 @@ impl Volume {
         let newest = {
             let pending = inode.pending.borrow();
             let Some(pending) = pending.as_ref() else { return Ok(()) };
-            pending.deltas.values().map(|d| d.complete).max()
+            // A size that grows within a grain brings no delta, but zeroes or data below it: they
+            // must be there when the record with the new size is durable.
+            let grows = pending.body.size > self.cached_descriptor(id.addr).size;
+            let below = inode.written.get().filter(|_| grows);
+            pending.deltas.values().map(|d| d.complete).max().max(below)
         };
         if let Some(complete) = newest {
             // A crash before this flush ends may lose the data, but no record points to it yet

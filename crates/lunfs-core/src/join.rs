@@ -12,6 +12,7 @@
 
 use std::rc::Rc;
 
+use futures_util::future::{Either, select};
 use lunfs_format::{
     BlockNo, Cluster, Holder, JOURNAL_ORPHANS, Lock, LockMode, LockObject, Pulse, PulseState,
     SlotNo, Stamp, Version,
@@ -46,9 +47,9 @@ impl Volume {
         tracing::info!(event = "joining", slot = joined.slot.0, incarnation = joined.incarnation.0);
         let setup = Box::pin(volume.set_up(joined.journal));
         let pulses = Box::pin(volume.pulse_loop());
-        match futures_util::future::select(setup, pulses).await {
-            futures_util::future::Either::Left((done, _)) => done?,
-            futures_util::future::Either::Right(((), _)) => {
+        match select(setup, pulses).await {
+            Either::Left((done, _)) => done?,
+            Either::Right(((), _)) => {
                 let why = volume.io.stopped().unwrap_or_default();
                 return Err(Error::new(Kind::Stopped, why));
             }
@@ -274,8 +275,7 @@ impl Volume {
             if self.tasks.get() == 0 && self.operations.get() == 0 {
                 break;
             }
-            futures_util::future::select(std::pin::pin!(done), Box::pin(self.io.until_stopped()))
-                .await;
+            select(std::pin::pin!(done), Box::pin(self.io.until_stopped())).await;
             self.io.pass().await?;
         }
         let _recovering = self.recovering.lock().await;
@@ -307,7 +307,19 @@ impl Volume {
             let mut free = Pulse::free(confirmed.slot, next, self.nonce());
             free.journal = confirmed.journal;
             free.geometry_epoch = confirmed.geometry_epoch;
-            match self.region.swap(&self.io, &confirmed, &free).await? {
+            let swap = std::pin::pin!(self.region.swap(&self.io, &confirmed, &free));
+            let over = self.io.env.clock.sleep_until(self.io.lease_until());
+            let settled = match select(swap, over).await {
+                Either::Left((settled, _)) => settled?,
+                Either::Right(((), _)) => {
+                    // Nothing pulses any more: the gate would stay closed for ever. All is in
+                    // place, so whoever takes over finds nothing to replay.
+                    let why = "the lease ended before the slot was free";
+                    self.io.stop(why);
+                    return Err(Error::new(Kind::Stopped, why));
+                }
+            };
+            match settled {
                 Settled::Won => return Ok(()),
                 Settled::Lost(found) if self.is_later(&found, &confirmed) => return Ok(()),
                 Settled::Lost(found) => {

@@ -1,4 +1,4 @@
-//! What a disk may do to a host: fail, hang, rot, leave in doubt.
+//! What a disk may do to a host: fail, hang, leave in doubt, forget at a power loss.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
 use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
-use lunfs_core::{FormatOptions, StopReason, format_volume};
+use lunfs_core::{FormatOptions, SetAttr, StopReason, format_volume};
 use lunfs_format::{
     BlockNo, JournalHeader, Pulse, PulseState, RECORD, SlotNo, Timing, VolumeId, kind, kind_of,
 };
@@ -45,13 +45,15 @@ enum Fault {
 
 type Rule = Box<dyn Fn(Asked<'_>) -> Option<Fault>>;
 
-/// A disk in memory that breaks where a rule says so.
+/// A disk in memory that breaks where a rule says so, and forgets what was not flushed.
 struct Moody {
     ram: Rc<Ram>,
     time: Time,
     rule: RefCell<Rule>,
     /// Answers of doubt so far.
     doubts: Cell<u32>,
+    /// What writes without a later flush replaced, the oldest first.
+    volatile: Rc<RefCell<Vec<(u64, Vec<u8>)>>>,
 }
 
 impl Moody {
@@ -61,6 +63,12 @@ impl Moody {
 
     fn well(&self) {
         self.when(|_| None);
+    }
+
+    fn lose_power(&self) {
+        for (at, old) in self.volatile.take().into_iter().rev() {
+            self.ram.put(at, &old);
+        }
     }
 
     fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
@@ -101,13 +109,22 @@ impl Disk for Moody {
         {
             return answer;
         }
+        if !fua {
+            self.volatile.borrow_mut().push((at, self.ram.get(at, data.len())));
+        }
         self.ram.write(at, data, fua, until)
     }
     fn flush(&self) -> Answer<Result<(), IoError>> {
         if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
             return answer;
         }
-        self.ram.flush()
+        let (done, volatile) = (self.ram.flush(), self.volatile.clone());
+        let answered = volatile.borrow().len();
+        Box::pin(async move {
+            done.await?;
+            volatile.borrow_mut().drain(..answered);
+            Ok(())
+        })
     }
     fn compare_and_write(
         &self,
@@ -141,7 +158,13 @@ fn world() -> World {
 
 fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
     let rule: Rule = Box::new(|_| None);
-    Rc::new(Moody { ram, time: time.clone(), rule: RefCell::new(rule), doubts: Cell::new(0) })
+    Rc::new(Moody {
+        ram,
+        time: time.clone(),
+        rule: RefCell::new(rule),
+        doubts: Cell::new(0),
+        volatile: Rc::default(),
+    })
 }
 
 async fn formatted(env: &Env) {
@@ -321,6 +344,94 @@ fn a_host_that_leaves_in_doubt_may_be_followed_at_once() {
         let (end, ((), c)) = join(a.serve(), join(leave, follow)).await;
         assert_eq!(end, StopReason::Unmounted);
         beside(c.serve(), async { c.lookup(c.root(), b"f").await.expect("made durable") }).await;
+    });
+}
+
+/// The device stalled for longer than the lease at the very last write of an unmount. Pulses had
+/// ended by then, so the lease never opened again, and unmount waited for ever.
+#[test]
+fn an_unmount_ends_although_its_last_write_stalls() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (slot, of) = (a.slot(), a.superblock().volume);
+        let story = async {
+            let after = Duration::from_secs(6);
+            let stalled = Cell::new(false);
+            disk.when(move |asked| {
+                let first = frees_slot(asked, of, slot) && !stalled.replace(true);
+                first.then_some(Fault::Doubt { lands: false, after })
+            });
+            let patience = env.clock.sleep(Duration::from_secs(120));
+            match select(Box::pin(a.unmount()), patience).await {
+                Either::Left(_) => {}
+                Either::Right(_) => panic!("unmount waits for ever"),
+            }
+        };
+        select(Box::pin(a.serve()), Box::pin(story)).await;
+    });
+}
+
+/// A record was being written while a host left: the journal looked empty, and the slot was free
+/// before the record was durable. Nobody replays the journal of a free slot.
+#[test]
+fn what_a_record_in_flight_holds_stays_after_unmount() {
+    for micros in (90_000..103_000).step_by(250) {
+        let World { env, time, .. } = world();
+        block_on(&time, async {
+            formatted(&env).await;
+            let a = mount(&env, "a").await;
+            let story = async {
+                a.create(a.root(), b"first", file()).await.expect("works");
+                a.sync().await.expect("works");
+                sleep(&env, 10_000).await;
+                a.create(a.root(), b"f", file()).await.expect("works");
+                env.clock.sleep(Duration::from_micros(micros)).await;
+                a.unmount().await.expect("works");
+            };
+            assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+            env.fence.leave(a.slot());
+            check_clean(&env).await;
+            let b = mount(&env, "b").await;
+            beside(b.serve(), async {
+                let found = b.lookup(b.root(), b"f").await;
+                assert!(found.is_ok(), "lost by an unmount {micros} us after the create");
+            })
+            .await;
+        });
+    }
+}
+
+/// A file is cut, grows again, and the power fails: the zeroes behind the cut were never flushed,
+/// but the record with the new size was durable.
+#[test]
+fn what_was_cut_off_does_not_come_back_at_a_power_loss() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let root = a.root();
+        beside(a.serve(), async {
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, vec![7; 100_000]).await.expect("works");
+            a.fsync(id).await.expect("works");
+            a.setattr(id, SetAttr { size: Some(10), ..SetAttr::default() }).await.expect("works");
+            a.fsync(id).await.expect("works");
+            sleep(&env, 10_000).await;
+            a.write(id, 2000, vec![8; 10]).await.expect("works");
+            sleep(&env, 1_000).await;
+        })
+        .await;
+        disk.lose_power();
+        env.fence.leave(SlotNo(0));
+        let b = mount(&env, "b").await;
+        beside(b.serve(), async {
+            let id = b.lookup(root, b"f").await.expect("was synced").id;
+            let found = b.read(id, 0, 4096).await.expect("reads");
+            assert!(found[10.min(found.len())..].iter().all(|b| *b == 0 || *b == 8), "{found:?}");
+        })
+        .await;
     });
 }
 

@@ -240,9 +240,12 @@ impl Journal {
         self.starved.get() || self.ring.borrow().used * 3 > self.ring_blocks
     }
 
-    /// Is there anything between tail and head?
+    /// Is there nothing between tail and head, and nothing on its way there? A record that is being
+    /// written is in neither the running compound nor the used part of the ring.
     pub fn is_empty(&self) -> bool {
-        self.ring.borrow().used == 0 && self.running.borrow().is_empty()
+        self.durable.get() == self.closed.get()
+            && self.ring.borrow().used == 0
+            && self.running.borrow().is_empty()
     }
 
     /// Waits for work.
