@@ -385,3 +385,21 @@ fn a_killed_host_is_taken_over_at_once() {
     drop(victim);
     assert_eq!(survivor.unmount(), Ending::Unmounted);
 }
+
+/// O_SYNC and O_DSYNC are ours to keep: the kernel only hands them on with each write.
+#[test]
+fn a_synchronous_write_survives_a_kill() {
+    HostProcess::be_host_if_asked();
+    let Some(place) = Place::new() else { return };
+    let mut victim = HostProcess::start(&place, "a_synchronous_write_survives_a_kill", "victim");
+    let survivor = place.mount("survivor");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).custom_flags(libc::O_DSYNC);
+    let file = options.open(victim.point.join("log")).unwrap();
+    file.write_all_at(&pattern(8, 20_000), 0).unwrap();
+    victim.process.kill().unwrap();
+    assert!(fs::read(survivor.path("log")).unwrap() == pattern(8, 20_000));
+    drop(file);
+    drop(victim);
+    assert_eq!(survivor.unmount(), Ending::Unmounted);
+}

@@ -336,6 +336,8 @@ impl Filesystem for Adapter {
         let kind = WriteKind {
             append: flags.0 & libc::O_APPEND != 0 && !from_cache,
             kills_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            // The kernel leaves this to us, for O_SYNC and for RWF_DSYNC of a single write.
+            durable: flags.0 & libc::O_DSYNC != 0,
         };
         let data = data.to_vec();
         self.run(move |server| async move {

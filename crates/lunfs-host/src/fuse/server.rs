@@ -30,6 +30,8 @@ pub struct WriteKind {
     pub append: bool,
     /// The writer may not keep set-id bits.
     pub kills_privileges: bool,
+    /// It survives any crash once it is answered.
+    pub durable: bool,
 }
 
 /// An xattr answer: the size asked for first, or the bytes.
@@ -224,6 +226,9 @@ impl Server {
             self.volume.append(file, data).await.or_errno()?;
         } else {
             self.volume.write(file, at, data).await.or_errno()?;
+        }
+        if kind.durable {
+            self.volume.fsync(file).await.or_errno()?;
         }
         Ok(len)
     }
