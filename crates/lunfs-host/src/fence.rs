@@ -6,7 +6,7 @@
 //! describes, kill it, and wait until the mark is free.
 //!
 //! ```text
-//! mark free ------------------------------------------------> fenced  (image; device: same
+//! mark free -> its process is gone -------------------------> fenced  (image; device: same
 //! machine)
 //! mark held -> same boot, machine, pid namespace? -> pidfd -> start time? -> SIGKILL -> mark
 //! free -> fenced
@@ -28,6 +28,7 @@ use std::time::Duration;
 use lunfs_core::Identity;
 use lunfs_core::env::{Answer, Fence, FenceError, Life};
 use lunfs_format::{Pulse, SlotNo};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -139,7 +140,8 @@ impl Inner {
             return Err(FenceError(format!("slot {slot} is this program's own")));
         }
         if !self.is_marked(slot).map_err(looked)? {
-            return self.judge_free_mark(victim);
+            self.judge_free_mark(victim)?;
+            return self.wait_for_end(victim).await;
         }
         self.check_kin(victim)?;
         if let Some(process) = open_verified(victim)? {
@@ -158,6 +160,26 @@ impl Inner {
             return Ok(());
         }
         Err(refuse(victim, "it runs on another machine, which can use this block device too"))
+    }
+
+    /// A free mark whose process lives: it has its mark elsewhere, because it reaches the disk under
+    /// another name (a loop device and its image, two paths). Its writes are not over.
+    async fn wait_for_end(&self, victim: &Pulse) -> Result<(), FenceError> {
+        if self.check_kin(victim).is_err() {
+            return Ok(());
+        }
+        let began = boottime();
+        while lives(victim) {
+            if boottime().since(began) > self.drain_max {
+                return Err(refuse(
+                    victim,
+                    "its life mark is free here, but its process lives: it uses this disk under \
+                     another name, such as a loop device or another path; unmount one of the two",
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Can the victim's process be told from here?
@@ -222,6 +244,14 @@ fn open_verified(victim: &Pulse) -> Result<Option<OwnedFd>, FenceError> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
         Err(e) => Err(refuse(victim, &format!("its process cannot be verified: {e}"))),
     }
+}
+
+/// Is the victim's process there, and has it not ended?
+fn lives(victim: &Pulse) -> bool {
+    let Ok(Some(process)) = open_verified(victim) else { return false };
+    let mut polled = [PollFd::new(&process, PollFlags::IN)];
+    // A pidfd can be read from when its process has ended, also before anybody waited for it.
+    !matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1))
 }
 
 fn kill(process: &OwnedFd) -> Result<(), Errno> {

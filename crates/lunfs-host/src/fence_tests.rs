@@ -125,8 +125,29 @@ fn a_free_mark_on_a_device_proves_nothing_of_another_machine() {
     let scratch = Scratch::image("device", 1 << 20);
     let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
     let fence = fence_on(&device.node);
-    block_on(fence.fence(&pulse_of(1))).unwrap();
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    let dead = pulse_of(gone.id());
+    gone.wait().unwrap();
+    block_on(fence.fence(&dead)).unwrap();
     let elsewhere = Pulse { machine: [7; 16], ..pulse_of(1) };
     let refused = block_on(fence.fence(&elsewhere)).unwrap_err().to_string();
     assert!(refused.contains("another machine"), "{refused}");
+}
+
+/// Marks on a loop device and on its image do not meet: a host on one takes those on the other for
+/// dead.
+#[test]
+fn a_free_mark_of_a_living_process_is_no_fence() {
+    let scratch = Scratch::image("two-names", 1 << 20);
+    let mut host = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let victim = pulse_of(host.id());
+    let source = Arc::new(Source::open(scratch.path(), Access::ReadWrite).unwrap());
+    let short = Duration::from_millis(50);
+    let fence = ImageFence::with_drain_max(source, identity(false).unwrap(), short);
+    let refused = block_on(fence.fence(&victim)).unwrap_err().to_string();
+    assert!(refused.contains("another name"), "{refused}");
+    host.kill().unwrap();
+    // Ended, though nobody has waited for it yet.
+    block_on(fence.fence(&victim)).unwrap();
+    host.wait().unwrap();
 }

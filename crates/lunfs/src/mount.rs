@@ -18,8 +18,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use lunfs_host::control;
 use lunfs_host::parent::{self, Ended};
+use lunfs_host::{control, format_guard};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::{SignalKind, signal};
@@ -130,6 +130,10 @@ fn start_detached(options: &Options) -> Result<ExitCode> {
 /// Starts the daemon, says when files can be used, and outlives it.
 fn be_parent(options: &Options) -> Result<ExitCode> {
     let source = place::source(&options.source)?;
+    // Hosts that reach the same bytes under another name do not see our marks, nor we theirs.
+    if let Some(user) = format_guard::foreign_user(&source)? {
+        bail!("{} is {user}; nothing was mounted", source.display());
+    }
     let host = match &options.host {
         Some(name) => name.clone(),
         None => machine_name()?,
