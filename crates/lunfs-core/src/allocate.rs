@@ -246,6 +246,24 @@ impl Volume {
         None
     }
 
+    /// Refuses a run that a damaged block names and that no allocation can have given.
+    pub(crate) fn check_run(&self, start: BlockNo, len: u64) -> Result<()> {
+        let offset = self
+            .geometry()
+            .cluster_of(start)
+            .map(|index| start.0 - self.geometry().cluster_start(index).0);
+        match offset {
+            // A cluster's first two blocks are its lock and its header.
+            Some(offset) if offset >= 2 && offset + len <= u64::from(self.sb.cluster_blocks) => {
+                Ok(())
+            }
+            _ => Err(Error::new(
+                Kind::Corrupt,
+                format!("{len} blocks at {start} are not blocks of a cluster; run `lunfs check`"),
+            )),
+        }
+    }
+
     fn cluster_wish(&self, index: u64) -> Wish {
         let addr = self.geometry().cluster_start(index);
         Wish { addr, birth: 0, kind: WishKind::Cluster }
@@ -297,6 +315,10 @@ impl Volume {
         let bytes = self.io.read_record(at.offset()).await?;
         let lock = lunfs_format::Lock::decode(&bytes[..RECORD], self.sb.volume, at)
             .map_err(|e| Error::corrupt(at, &e))?;
+        if lock.payload > self.sb.cluster_count {
+            let why = format!("the frontier {} is behind the last cluster", lock.payload);
+            return Err(Error::new(Kind::Corrupt, why));
+        }
         Ok(lock.payload)
     }
 
