@@ -278,6 +278,7 @@ impl Volume {
             select(std::pin::pin!(done), Box::pin(self.io.until_stopped())).await;
             self.io.pass().await?;
         }
+        self.drained.set(true);
         let _recovering = self.recovering.lock().await;
         let written = self.write_back_dirty().await;
         self.flush_data(self.flushes_begun.get()).await?;

@@ -267,7 +267,7 @@ impl Volume {
                 served.nonce = self.nonce();
                 self.region.swap_bell(&self.io, self.slot(), entry, &bell, &served).await?;
                 rung = self.now();
-                self.spawn(move |volume| async move {
+                self.spawn_service(move |volume| async move {
                     match volume.serve_bell(bell).await {
                         Err(e) if e.kind != Kind::Stopped => {
                             tracing::warn!(event = "bell", error = %e, "a request was not served");

@@ -74,6 +74,8 @@ pub struct Volume {
     pub(crate) operations: Cell<u64>,
     pub(crate) reaping: Mutex<()>,
     pub(crate) closing: Cell<bool>,
+    /// Leaving, and nothing is under way any more: requests of others are not served any more.
+    pub(crate) drained: Cell<bool>,
     pub(crate) leaving: Cell<bool>,
     pub(crate) ended: Cell<bool>,
     pub(crate) ending: Notify,
@@ -131,6 +133,7 @@ impl Volume {
             operations: Cell::new(0),
             reaping: Mutex::new(()),
             closing: Cell::new(false),
+            drained: Cell::new(false),
             leaving: Cell::new(false),
             ended: Cell::new(false),
             ending: Notify::new(),
@@ -253,8 +256,19 @@ impl Volume {
     where
         F: Future<Output = ()> + 'static,
     {
+        if !self.closing.get() {
+            self.spawn_service(task);
+        }
+    }
+
+    /// Runs a task that other hosts may wait for, also while unmount waits for operations: those
+    /// may wait for other hosts, which wait for locks of ours.
+    pub(crate) fn spawn_service<F>(&self, task: impl FnOnce(Rc<Volume>) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         let Some(volume) = self.weak.upgrade() else { return };
-        if self.closing.get() {
+        if self.drained.get() {
             return;
         }
         self.tasks.set(self.tasks.get() + 1);
