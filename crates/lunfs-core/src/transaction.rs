@@ -152,7 +152,7 @@ impl<'v> Transaction<'v> {
 
     /// All that can fail or wait: decides how each freed run goes and changes orphan directories.
     pub async fn prepare(&mut self) -> Result<()> {
-        self.sort_freed();
+        self.sort_freed()?;
         self.change_orphans().await
     }
 
@@ -188,8 +188,9 @@ impl<'v> Transaction<'v> {
     }
 
     /// Runs whose cluster this host holds are freed now; the others are listed as orphans.
-    fn sort_freed(&mut self) {
+    fn sort_freed(&mut self) -> Result<()> {
         for run in std::mem::take(&mut self.freed) {
+            self.volume.check_run(run.start, run.len)?;
             if run.metadata {
                 self.gone.insert(run.start);
             }
@@ -206,6 +207,7 @@ impl<'v> Transaction<'v> {
                 self.listed.push(Orphan::Run { start: run.start, len: run.len });
             }
         }
+        Ok(())
     }
 
     async fn change_orphans(&mut self) -> Result<()> {

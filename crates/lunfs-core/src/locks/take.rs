@@ -18,7 +18,7 @@ use super::{Entry, ReadGuard, Wish, WishKind, WriteGuard, stamp_matches};
 use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
-use crate::lock::{Judged, acquired, judge, voided};
+use crate::lock::{Judged, acquired, judge, released, voided};
 use crate::meta::{Cached, Meta};
 use crate::volume::Volume;
 
@@ -194,7 +194,7 @@ impl Volume {
             Judged::Stale(_) => self.take(entry, &lock, &body, true).await,
             Judged::Ours => {
                 // Handed to us by name, or a compare-and-write of ours landed late (H4).
-                self.install_or_void(entry, lock, None).await?;
+                self.install_or_undo(entry, lock, None).await?;
                 Ok(Attempt::Done)
             }
             Judged::Held(holder) => Ok(Attempt::HeldBy(holder)),
@@ -223,22 +223,26 @@ impl Volume {
         // The compare-and-write compared the very image that was read beside this body: if the
         // stamp binds and matches, the body is current.
         let body = (!stale && stamp_matches(&lock.stamp, body)).then_some(body);
-        self.install_or_void(entry, mine, body).await?;
+        self.install_or_undo(entry, mine, body).await?;
         Ok(Attempt::Done)
     }
 
     /// A lock over a void body: its holder died while it deleted the object. We finish that, or
-    /// nobody could ever take the lock from us again.
-    async fn install_or_void(
+    /// nobody could ever take the lock from us again. For the same reason a lock over a body that
+    /// cannot be read is given back as it was: everybody who asks is to find out, not to wait.
+    async fn install_or_undo(
         &self,
         entry: &Rc<Entry>,
         lock: Lock,
         body: Option<&[u8]>,
     ) -> Result<()> {
         let installed = self.install(entry, lock, body).await;
-        if installed.as_ref().is_err_and(|e| e.kind == Kind::Stale) {
-            self.swap_lock(entry.addr, &lock, &voided(&lock, self.nonce())).await?;
-        }
+        let undone = match installed.as_ref().map_err(|e| e.kind) {
+            Ok(()) | Err(Kind::Stopped) => return installed,
+            Err(Kind::Stale) => voided(&lock, self.nonce()),
+            Err(_) => released(&lock, self.me().slot, None, lock.stamp, self.nonce()),
+        };
+        self.swap_lock(entry.addr, &lock, &undone).await?;
         installed
     }
 
@@ -281,6 +285,12 @@ impl Volume {
         let corrupt = |e| Error::corrupt(at, &e);
         let (meta, version) = if entry.object == LockObject::Cluster {
             let cluster = Cluster::decode(bytes, self.sb.volume, at).map_err(corrupt)?;
+            let is_it = self.geometry().cluster_of(entry.addr) == Some(cluster.index)
+                && cluster.blocks == self.sb.cluster_blocks;
+            if !is_it {
+                let why = format!("the header of a cluster at {at} is another one's");
+                return Err(Error::new(Kind::Corrupt, why));
+            }
             let version = cluster.version;
             (Meta::Cluster(Rc::new(cluster)), version)
         } else {
