@@ -132,14 +132,18 @@ impl Volume {
                 if self.is_closing() {
                     return Ok(());
                 }
-                match orphan {
+                let freed = match orphan {
                     Orphan::File(id) => {
                         let open = self.inodes.borrow().get(&id).is_some_and(|i| i.opens.get() > 0);
-                        if !open {
-                            self.reap(id).await?;
-                        }
+                        if open { Ok(()) } else { self.reap(id).await }
                     }
-                    Orphan::Run { start, len } => self.free_listed(start, len).await?,
+                    Orphan::Run { start, len } => self.free_listed(start, len).await,
+                };
+                match freed {
+                    Err(e) if e.kind == Kind::Stopped => return Err(e),
+                    // One that cannot be freed stays listed and keeps no other one.
+                    Err(e) => tracing::warn!(event = "reap", ?orphan, error = %e, "it stays"),
+                    Ok(()) => {}
                 }
             }
         }
@@ -158,7 +162,11 @@ impl Volume {
             return Err(Error::new(Kind::Corrupt, format!("orphan run {start} is in no cluster")));
         };
         let addr = self.geometry().cluster_start(index);
-        drop(self.hold(Wish { addr, birth: 0, kind: WishKind::Cluster }).await?);
+        // One that is ours already must not be waited for: what has space reserved in it may itself
+        // need a block of it to be written back.
+        if self.locks.get(addr).is_none_or(|entry| entry.held().is_none()) {
+            drop(self.hold(Wish { addr, birth: 0, kind: WishKind::Cluster }).await?);
+        }
         let mut tx = self.begin(8).await?;
         tx.unlist_orphan(self.own_orphans().addr, Orphan::Run { start, len });
         tx.free_run(start, len);
@@ -218,12 +226,15 @@ impl Volume {
             if body.xattrs == Tree::Empty {
                 return Ok(false);
             }
-            let store = Held { volume: self, id };
-            for at in tree::blocks(&store, &body.xattrs).await? {
+            for _ in 0..BATCH {
+                let last = {
+                    let seen = tx.tree(id.addr);
+                    tree::last(&seen, &body.xattrs, None).await?
+                };
+                let Some((key, _)) = last else { break };
                 let mut store = tx.tree(id.addr);
-                crate::tree::NodeStoreMut::free(&mut store, at);
+                tree::remove(&mut store, &mut body.xattrs, 0, &key).await?;
             }
-            body.xattrs = Tree::Empty;
         } else {
             let mut tree = tree;
             for _ in 0..BATCH {

@@ -17,8 +17,8 @@
 use std::time::Duration;
 
 use lunfs_format::{
-    BlockNo, ClaimFailure, Holder, Incarnation, JOURNAL_ORPHANS, Lock, LockObject, Pulse,
-    PulseState, RECORD, SlotNo,
+    BlockNo, ClaimFailure, Descriptor, Holder, Incarnation, JOURNAL_ORPHANS, Lock, LockObject,
+    Pulse, PulseState, RECORD, SlotNo,
 };
 
 use crate::env::{Instant, Life};
@@ -303,6 +303,27 @@ impl Volume {
                     Ok(()) | Err(_) => {}
                 }
             });
+        }
+        Ok(())
+    }
+
+    /// Takes over what is still listed of slots that nobody lives in: their last host left or was
+    /// recovered before all of it was freed, and nobody may ever come there again.
+    pub(crate) async fn adopt_left(&self) -> Result<()> {
+        for pulse in self.region.scan(&self.io).await?.into_iter().filter_map(|seen| seen.pulse) {
+            let Some(cluster) = pulse.journal.filter(|_| pulse.state == PulseState::Free) else {
+                continue;
+            };
+            if !self.is_journal_of(cluster, pulse.slot).await? {
+                continue;
+            }
+            // A hint: whoever takes it looks again.
+            let at = cluster.plus(JOURNAL_ORPHANS);
+            let (_, body) = self.read_lock(at).await?;
+            let body = Descriptor::decode(&body, self.sb.volume, at.plus(1));
+            if body.is_ok_and(|body| body.size > 0) {
+                self.adopt_from(cluster, pulse.slot, pulse.incarnation.0).await?;
+            }
         }
         Ok(())
     }

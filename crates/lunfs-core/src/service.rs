@@ -299,6 +299,13 @@ impl Volume {
                 Err(e) if e.kind == Kind::Io => {}
                 other => other?,
             }
+            if round.is_multiple_of(SCAN_ALL) {
+                self.spawn(|volume| async move {
+                    if let Err(e) = volume.adopt_left().await {
+                        tracing::warn!(event = "adopt", error = %e, "orphans stay listed");
+                    }
+                });
+            }
             if round.is_multiple_of(SCAN.1) && self.has_orphans() && self.reaping.try_lock().is_ok()
             {
                 self.spawn(|volume| async move {
@@ -384,7 +391,12 @@ impl Volume {
             }
             self.trim_inodes();
             if self.cache.borrow().len() > CACHE_MAX {
-                self.release_idle(2048).await?;
+                match self.release_idle(2048).await {
+                    Err(e) if e.kind == Kind::Stopped => return Err(e),
+                    // A file that cannot be written back keeps its lock.
+                    Err(e) => tracing::warn!(event = "release", error = %e, "locks are kept"),
+                    Ok(()) => {}
+                }
             }
         }
     }

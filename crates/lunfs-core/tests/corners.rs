@@ -1,0 +1,322 @@
+//! Corners: sizes nobody writes, errors in the middle, damaged blocks, leaving while others wait.
+//! Each is the story of how something was lost, or waited for without end.
+
+mod support;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, join, select};
+use lunfs_core::env::Env;
+use lunfs_core::{
+    Fallocate, FileId, FormatOptions, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode,
+    format_volume,
+};
+use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Timing, Tree};
+use support::{Ram, block_on, directory, env, env_with_disk, file, mount, pattern};
+
+async fn formatted(env: &Env) {
+    let options =
+        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
+    format_volume(env, &options).await.expect("formats");
+}
+
+async fn sleep(env: &Env, ms: u64) {
+    env.clock.sleep(Duration::from_millis(ms)).await;
+}
+
+/// Runs `work` while a host serves, which it does not survive by more than that.
+async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> T {
+    let all = futures_util::future::select_all(hosts.iter().map(|v| Box::pin(v.serve())));
+    match select(all, Box::pin(work)).await {
+        Either::Left(((why, _, _), _)) => panic!("{why:?}"),
+        Either::Right((done, _)) => done,
+    }
+}
+
+/// The answer, unless that takes longer than a minute.
+async fn within<T>(env: &Env, work: impl Future<Output = T>) -> Option<T> {
+    match select(Box::pin(work), env.clock.sleep(Duration::from_secs(60))).await {
+        Either::Left((done, _)) => Some(done),
+        Either::Right(_) => None,
+    }
+}
+
+/// A hole over a file of terabytes without a block went through every file block that could be
+/// there, without ever giving others a turn: the host lost its lease over it.
+#[test]
+fn a_hole_in_nothing_takes_no_time() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            let id = a.create(a.root(), b"sparse", file()).await.expect("works").id;
+            let size = 1 << 46;
+            let set = SetAttr { size: Some(size), ..SetAttr::default() };
+            a.setattr(id, set).await.expect("works");
+            a.write(id, 1 << 40, pattern(300_000, 1)).await.expect("works");
+            a.write(id, 1 << 44, pattern(300_000, 2)).await.expect("works");
+            let began = std::time::Instant::now();
+            a.fallocate(id, 5000, 1 << 44, Fallocate::PunchHole).await.expect("works");
+            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            assert_eq!(a.read(id, 1 << 40, 300_000).await.expect("works"), vec![0; 300_000]);
+            let rest = a.read(id, 1 << 44, 300_000).await.expect("works");
+            assert_eq!(rest[..5000], vec![0; 5000]);
+            assert_eq!(rest[5000..], pattern(300_000, 2)[5000..]);
+            let zero = Fallocate::ZeroRange { keep_size: true };
+            a.fallocate(id, 0, size, zero).await.expect("works");
+            assert_eq!(a.read(id, 1 << 44, 300_000).await.expect("works"), vec![0; 300_000]);
+            a.sync().await.expect("works");
+            assert_eq!(a.getattr(id).await.expect("works").blocks, 0);
+        })
+        .await;
+    });
+}
+
+/// A long write was put into the map before the size said so. The host died in between; whoever
+/// made the file longer then found bytes that nobody had been told of, where zeroes belong.
+#[test]
+fn nothing_comes_up_behind_the_end_of_a_file() {
+    let (env, time) = env(512 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        served(&[&b], async {
+            let id = served(&[&a], async {
+                let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+                a.fsync(id).await.expect("works");
+                a.write(id, 0, pattern(11 << 20, 1)).await.expect("works");
+                sleep(&env, 200).await;
+                id
+            })
+            .await;
+            env.fence.leave(a.slot());
+            let size = b.getattr(id).await.expect("works").size;
+            let set = SetAttr { size: Some(11 << 20), ..SetAttr::default() };
+            b.setattr(id, set).await.expect("works");
+            let found = b.read(id, size, 11 << 20).await.expect("works");
+            assert!(found.iter().all(|byte| *byte == 0), "size was {size}");
+        })
+        .await;
+    });
+}
+
+/// Who left did not answer its doorbell any more while it waited for its own last operations.
+/// Another host, which they waited for, waited for a lock of the one that left.
+#[test]
+fn who_leaves_gives_up_locks_until_its_operations_ended() {
+    for round in 0..4 {
+        let (env, time) = env(256 << 20);
+        block_on(&time, async {
+            formatted(&env).await;
+            let a = mount(&env, "a").await;
+            let story = async {
+                let b = mount(&env, "b").await;
+                let dir = served(&[&b], async {
+                    let dir = b.create(b.root(), b"dir", directory()).await.expect("works").id;
+                    b.create(dir, b"f", file()).await.expect("works");
+                    b.sync().await.expect("works");
+                    dir
+                })
+                .await;
+                env.fence.leave(b.slot());
+                drop(b);
+                // A recovers it, and keeps the lock of the orphan directory that it looked into.
+                sleep(&env, 8000 + round * 50).await;
+                assert_eq!(a.counters().takeovers, 1);
+                let b = mount(&env, "b").await;
+                served(&[&b], async {
+                    // Has the directory, and waits for the orphan directory.
+                    let other = b.unlink(dir, b"f");
+                    let mine = async {
+                        sleep(&env, 20).await;
+                        a.create(dir, b"g", file()).await
+                    };
+                    let leave = async {
+                        sleep(&env, 40).await;
+                        a.unmount().await
+                    };
+                    let ended = within(&env, join(other, join(mine, leave))).await;
+                    let (other, (_, left)) = ended.expect("all of it ends");
+                    other.expect("unlinks");
+                    left.expect("leaves");
+                })
+                .await;
+            };
+            assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+        });
+    }
+}
+
+/// The blocks of a descriptor of an unmounted volume, changed and sealed again.
+fn damage(disk: &Ram, v: &Volume, id: FileId, change: impl FnOnce(&mut Descriptor)) {
+    let at = id.addr.plus(1);
+    let volume = v.superblock().volume;
+    let bytes = disk.get(at.offset(), BLOCK);
+    let mut body = Descriptor::decode(&bytes, volume, at).expect("a descriptor");
+    change(&mut body);
+    body.version = body.version.next();
+    disk.put(at.offset(), &body.encode(volume, at)[..]);
+}
+
+/// The lock of a file whose descriptor is damaged stayed with whoever met it first; all others
+/// waited for it instead of being told.
+#[test]
+fn a_damaged_file_is_an_error_on_every_host() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.unmount().await.expect("leaves");
+            id
+        };
+        let id = join(a.serve(), work).await.1;
+        env.fence.leave(a.slot());
+        disk.put(id.addr.plus(1).offset() + 512, &[0xAB; 512]);
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        served(&[&a, &b], async {
+            for v in [&a, &b, &a] {
+                let answer = within(&env, v.getattr(id)).await.expect("is told");
+                assert_eq!(answer.expect_err("damaged").kind, Kind::Corrupt);
+                let set = SetAttr { mode: Some(0), ..SetAttr::default() };
+                let answer = within(&env, v.setattr(id, set)).await.expect("is told");
+                assert_eq!(answer.expect_err("damaged").kind, Kind::Corrupt);
+            }
+        })
+        .await;
+    });
+}
+
+/// A map that points to where no block of a file can be took the program down, and each that came
+/// after it.
+#[test]
+fn a_map_that_points_nowhere_is_an_error() {
+    for block in [5, 1 << 39, 2] {
+        let (env, time, disk) = env_with_disk(256 << 20);
+        block_on(&time, async {
+            formatted(&env).await;
+            let a = mount(&env, "a").await;
+            let work = async {
+                let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+                a.write(id, 0, pattern(300_000, 1)).await.expect("works");
+                a.unmount().await.expect("leaves");
+                id
+            };
+            let id = join(a.serve(), work).await.1;
+            env.fence.leave(a.slot());
+            damage(&disk, &a, id, |body| {
+                let Content::Tree(Tree::Inline(node)) = &mut body.content else { panic!("a map") };
+                let entry = lunfs_format::MapEntry::decode(&node.entries[1].1).expect("an entry");
+                // Across the end of its cluster, outside all clusters.
+                let at = entry.block.expect("has one");
+                let geometry = a.superblock().geometry();
+                let cluster = geometry.cluster_of(at).expect("in one");
+                let end = geometry.cluster_start(cluster + 1);
+                let block = if block == 2 { BlockNo(end.0 - 9) } else { BlockNo(block) };
+                let bad = lunfs_format::MapEntry { block: Some(block), ..entry };
+                node.entries[1].1 = bad.encode().to_vec();
+            });
+            let a = mount(&env, "a").await;
+            served(&[&a], async {
+                let set = SetAttr { size: Some(10), ..SetAttr::default() };
+                let cut = a.setattr(id, set).await;
+                assert_eq!(cut.expect_err("damaged").kind, Kind::Corrupt);
+                let id = a.create(a.root(), b"g", file()).await.expect("works").id;
+                a.unlink(a.root(), b"f").await.expect("works");
+                sleep(&env, 20_000).await;
+                a.write(id, 0, pattern(300_000, 1)).await.expect("works");
+                a.fsync(id).await.expect("works");
+            })
+            .await;
+        });
+    }
+}
+
+/// A name whose file is gone, as the target of a rename, was looked up again and again.
+#[test]
+fn a_rename_over_a_name_without_a_file_ends() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let id = a.create(a.root(), b"gone", file()).await.expect("works").id;
+            a.create(a.root(), b"f", file()).await.expect("works");
+            a.unmount().await.expect("leaves");
+            id
+        };
+        let id = join(a.serve(), work).await.1;
+        env.fence.leave(a.slot());
+        disk.put(id.addr.offset(), &[0; 512]);
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            let root = a.root();
+            let over = a.rename(root, b"f", root, b"gone", RenameMode::Replace);
+            let answer = within(&env, over).await.expect("ends");
+            assert_eq!(answer.expect_err("damaged").kind, Kind::Stale);
+        })
+        .await;
+    });
+}
+
+/// Who leaves with a deleted file that was still open lists it; nobody freed it before somebody
+/// came to the very same slot.
+#[test]
+fn space_of_orphans_comes_back_when_their_host_has_left() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        served(&[&a], async {
+            let work = async {
+                b.create(b.root(), b"other", file()).await.expect("works");
+                let before = a.space().await.expect("works").free;
+                let id = b.create(b.root(), b"f", file()).await.expect("works").id;
+                b.open(id);
+                b.write(id, 0, pattern(40 << 20, 1)).await.expect("works");
+                b.sync().await.expect("works");
+                b.unlink(b.root(), b"f").await.expect("works");
+                b.unmount().await.expect("leaves");
+                before
+            };
+            let before = join(b.serve(), work).await.1;
+            env.fence.leave(b.slot());
+            sleep(&env, 200_000).await;
+            a.space().await.expect("works");
+            let after = a.space().await.expect("works").free;
+            assert!(after + 100 > before, "{before} before, {after} after");
+        })
+        .await;
+    });
+}
+
+/// All attributes of a deleted file were freed in one transaction, however many there were.
+#[test]
+fn a_file_with_many_attributes_can_be_deleted() {
+    let (env, time) = env(512 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            a.create(a.root(), b"first", file()).await.expect("works");
+            a.sync().await.expect("works");
+            let before = a.space().await.expect("works").free;
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            for i in 0..200 {
+                let name = format!("user.{i:0200}");
+                let value = pattern(64 << 10, i as u8);
+                a.set_xattr(id, name.as_bytes(), &value, XattrMode::Any).await.expect("works");
+            }
+            a.unlink(a.root(), b"f").await.expect("works");
+            sleep(&env, 30_000).await;
+            assert_eq!(a.space().await.expect("works").free, before);
+        })
+        .await;
+    });
+}
