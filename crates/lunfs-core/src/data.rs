@@ -79,7 +79,7 @@ impl View<'_> {
         {
             return Ok(entry);
         }
-        entry_in(self, map, index).await
+        volume.checked(entry_in(self, map, index).await?)
     }
 }
 
@@ -92,6 +92,14 @@ async fn entry_in(store: &impl NodeStore, map: &Tree, index: u64) -> Result<MapE
 }
 
 impl Volume {
+    /// An entry from the disk: nothing is read, written or freed where it cannot point to.
+    fn checked(&self, entry: MapEntry) -> Result<MapEntry> {
+        if let Some(start) = entry.block {
+            self.check_run(start, u64::from(entry.grains))?;
+        }
+        Ok(entry)
+    }
+
     fn pending_entry(&self, id: FileId, index: u64) -> Option<MapEntry> {
         let inodes = self.inodes.borrow();
         let pending = inodes.get(&id)?.pending.borrow();
@@ -162,7 +170,9 @@ impl Volume {
             return Ok(entry);
         }
         match self.current(id).content {
-            Content::Tree(map) => entry_in(&Held { volume: self, id }, &map, index).await,
+            Content::Tree(map) => {
+                self.checked(entry_in(&Held { volume: self, id }, &map, index).await?)
+            }
             Content::Empty | Content::Bytes(_) => Ok(EMPTY_ENTRY),
         }
     }

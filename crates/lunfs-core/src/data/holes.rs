@@ -170,7 +170,11 @@ impl Volume {
         let Content::Tree(map) = self.current(id).content else { return Ok(Vec::new()) };
         let (store, key) = (Held { volume: self, id }, from.to_be_bytes());
         let found = tree::scan(&store, &map, Bound::Included(&key[..]), ENTRIES_MAX).await?;
-        found.iter().map(|(key, value)| entry_of(key, value)).collect()
+        let checked = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            let (index, entry) = entry_of(key, value)?;
+            Ok((index, self.checked(entry)?))
+        };
+        found.iter().map(checked).collect()
     }
 
     /// Zeroes the grains of a part that are only partly inside it. They are written in place, so

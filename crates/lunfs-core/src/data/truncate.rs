@@ -98,7 +98,7 @@ impl Volume {
             if index < from {
                 break;
             }
-            found.push((index, entry));
+            found.push((index, self.checked(entry)?));
             match index.checked_sub(1) {
                 Some(next) => below = Some(next),
                 None => break,
