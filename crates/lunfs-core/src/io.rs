@@ -41,6 +41,8 @@ pub struct Io {
     lease_until: Cell<Instant>,
     stopped: RefCell<Option<String>>,
     changed: Notify,
+    flushes_begun: Cell<u64>,
+    flushes_ended: Cell<u64>,
     /// What happened so far.
     pub counters: Cell<Counters>,
 }
@@ -54,6 +56,8 @@ impl Io {
             lease_until: Cell::new(Instant(0)),
             stopped: RefCell::new(None),
             changed: Notify::new(),
+            flushes_begun: Cell::new(0),
+            flushes_ended: Cell::new(0),
             counters: Cell::new(Counters::default()),
         }
     }
@@ -185,13 +189,28 @@ impl Io {
     /// Makes everything answered so far durable.
     pub async fn flush(&self) -> Result<()> {
         self.pass().await?;
+        let number = self.flushes_begun.get() + 1;
+        self.flushes_begun.set(number);
         match self.env.disk.flush().await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.flushes_ended.set(self.flushes_ended.get().max(number));
+                Ok(())
+            }
             Err(e) => {
                 self.stop(format!("a flush failed: {e}"));
                 Err(Error::new(Kind::Stopped, e.to_string()))
             }
         }
+    }
+
+    /// Flushes begun so far. What was answered by now is durable once a later one ended.
+    pub fn flushes_begun(&self) -> u64 {
+        self.flushes_begun.get()
+    }
+
+    /// Makes what was answered when `begun` flushes had begun durable, if no flush has since.
+    pub async fn flush_after(&self, begun: u64) -> Result<()> {
+        if self.flushes_ended.get() > begun { Ok(()) } else { self.flush().await }
     }
 
     fn padded(&self, record: &Record) -> Vec<u8> {

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use lunfs_format::{
     BlockNo, Content, Descriptor, FileKind, Holder, Lock, LockObject, Node, NodeBlock, Tree,
+    Version,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -24,9 +25,12 @@ use crate::volume::Volume;
 pub const MAP_INLINE: usize = 2000;
 /// Attempts without the lock before it is taken.
 const ATTEMPTS_MAX: u32 = 4;
-/// Readings without the lock before it is taken for more of them: a copy of a small file with all
-/// its attributes needs about six, and costs as much as one flush.
-const READINGS_MAX: u32 = 8;
+/// Requests to let go before the lock is asked for by name: a writer that takes it again at once
+/// must not keep readers waiting.
+const ASKED_MAX: u32 = 2;
+/// Readings without the lock before it is taken for more of them. A listing reads each object once
+/// to three times; a copy of a file about eight times, which costs more than the lock.
+const READINGS_MAX: u32 = 3;
 /// Objects whose readings are counted. Beyond it counting begins anew.
 const COUNTED_MAX: usize = 16_384;
 
@@ -103,7 +107,7 @@ enum Look {
     Seen(Box<Descriptor>, Lock),
     Torn,
     Take,
-    Ask(Holder),
+    Ask(Holder, Version),
 }
 
 impl Volume {
@@ -127,7 +131,7 @@ impl Volume {
     /// An object for reading.
     pub(crate) async fn view(&self, id: FileId) -> Result<View<'_>> {
         let wish = Wish::from(id);
-        let mut torn = 0;
+        let (mut torn, mut asked) = (0, 0);
         loop {
             if let Some(guard) = self.read_held(wish).await {
                 let body = Rc::new(self.current(id));
@@ -139,7 +143,11 @@ impl Volume {
                     return Ok(View { volume: self, id, body, hold: Hold::Seen { lock } });
                 }
                 Look::Take => drop(self.hold(wish).await?),
-                Look::Ask(holder) => self.ask_to_read(wish, holder).await?,
+                Look::Ask(holder, generation) if asked < ASKED_MAX => {
+                    asked += 1;
+                    self.ask_to_read(wish, holder, generation).await?;
+                }
+                Look::Ask(..) => drop(self.hold(wish).await?),
                 Look::Torn if torn < ATTEMPTS_MAX => {
                     torn += 1;
                     self.io.count(|c| c.reads_retried += 1);
@@ -160,7 +168,7 @@ impl Volume {
         let binds = match judged {
             Judged::Free => true,
             Judged::Stale(_) => false,
-            Judged::Held(holder) => return Ok(Look::Ask(holder)),
+            Judged::Held(holder) => return Ok(Look::Ask(holder, lock.generation)),
             Judged::Ours | Judged::Unsupported => return Ok(Look::Take),
             Judged::Gone => return Err(gone()),
         };

@@ -6,7 +6,7 @@ use futures_util::future::{Either, join, join_all, select};
 use lunfs_core::env::Env;
 use lunfs_core::{FormatOptions, SetAttr, Volume, format_volume};
 use lunfs_format::{BlockNo, Lock, Timing};
-use support::{block_on, env, env_with_disk, file, mount, pattern};
+use support::{block_on, directory, env, env_with_disk, file, mount, pattern};
 
 async fn formatted(env: &Env) {
     let options =
@@ -374,6 +374,70 @@ fn who_waits_to_read_goes_on_as_soon_as_the_holder_is_recovered() {
             let (recovered, found) = join(recovered, found).await;
             let waited = found.since(recovered);
             assert!(waited < std::time::Duration::from_millis(50), "{waited:?}");
+        };
+        match select(Box::pin(b.serve()), Box::pin(story)).await {
+            Either::Left((why, _)) => panic!("{why:?}"),
+            Either::Right(_) => {}
+        }
+    });
+}
+
+/// The holder had given the lock to nobody, for a reader or beside another one, when the request
+/// to hand it over came; its own writers took it again before the asker looked. The asker waited
+/// 400 ms until it asked again, and listing a few directories of a busy host took seconds.
+#[test]
+fn who_asks_a_busy_host_does_not_wait_until_it_is_time_to_ask_again() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let b = mount(&env, "b").await;
+        let story = async {
+            let a = mount(&env, "a").await;
+            let done = std::cell::Cell::new(false);
+            let dirs = join_all((0..4).map(|d| {
+                let a = &a;
+                async move {
+                    let name = format!("d{d}");
+                    a.create(a.root(), name.as_bytes(), directory()).await.expect("works").id
+                }
+            }))
+            .await;
+            let writers = join_all(dirs.iter().map(|dir| {
+                let (a, done) = (&a, &done);
+                async move {
+                    for i in 0.. {
+                        if done.get() {
+                            return;
+                        }
+                        let name = format!("f{i}");
+                        let f = a.create(*dir, name.as_bytes(), file()).await.expect("works").id;
+                        a.write(f, 0, pattern(100, 1)).await.expect("works");
+                        a.fsync(f).await.expect("works");
+                    }
+                }
+            }));
+            let asker = async {
+                let mut waits = Vec::new();
+                for i in 0..10 {
+                    for dir in &dirs {
+                        let began = env.clock.now();
+                        b.readdir(*dir, 0, 1000).await.expect("lists");
+                        let name = format!("b{i}");
+                        b.create(*dir, name.as_bytes(), file()).await.expect("works");
+                        waits.push(env.clock.now().since(began));
+                    }
+                }
+                done.set(true);
+                waits
+            };
+            let work = join(writers, asker);
+            let (_, waits) = match select(Box::pin(a.serve()), Box::pin(work)).await {
+                Either::Left((why, _)) => panic!("{why:?}"),
+                Either::Right((done, _)) => done,
+            };
+            // The first ring waits until the doorbell is looked at, every 200 ms.
+            let longest = waits.iter().max().expect("some");
+            assert!(*longest < std::time::Duration::from_millis(350), "{waits:?}");
         };
         match select(Box::pin(b.serve()), Box::pin(story)).await {
             Either::Left((why, _)) => panic!("{why:?}"),

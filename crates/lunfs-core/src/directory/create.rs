@@ -62,8 +62,9 @@ impl Volume {
         Ok(self.attr_of(id, &self.current(id)))
     }
 
-    /// Writes the first image of a new descriptor's lock: ours, durable, before anything refers to
-    /// it. A crash behind it leaves a lock in free space, which nobody looks at.
+    /// Writes the first image of a new descriptor's lock: ours, before anything refers to it. One
+    /// flush makes all locks of a record durable before the record. A crash behind this write leaves
+    /// a lock in free space, which nobody looks at.
     async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
         let lock = Lock {
             mode: LockMode::Exclusive,
@@ -78,7 +79,8 @@ impl Volume {
         let mut block = vec![0; BLOCK];
         let record = lock.encode(self.sb.volume, reserved.start);
         block[..record.len()].copy_from_slice(&record[..]);
-        self.io.write(reserved.start, block, true).await?;
+        self.io.write(reserved.start, block, false).await?;
+        self.journal().follows_lock(&self.io);
         Ok(lock)
     }
 

@@ -9,6 +9,7 @@
 //! Invariants:
 //! - R9: a block goes in place only after the record with that image, and all earlier records, are
 //!   durable; the tail moves only after in-place writes and a flush.
+//! - H3: a record with a new descriptor is written after its lock is durable.
 //! - H19: images are taken when a compound closes, and every member is wholly inside by then.
 //! - In-place writes happen one set at a time (`placing`), so an older image never lands over a
 //!   newer one, and a freed block is handed out again only when none is in flight (Q6).
@@ -94,6 +95,8 @@ pub struct Journal {
     wanted: Cell<u64>,
     starved: Cell<bool>,
     placing: Mutex<()>,
+    /// Flushes begun when the last lock was written that no record must overtake.
+    lock_written: Cell<Option<u64>>,
     /// Something was finished or is wanted.
     work: Notify,
     /// A record became durable, or the tail moved.
@@ -147,6 +150,7 @@ impl Journal {
             wanted: Cell::new(0),
             starved: Cell::new(false),
             placing: Mutex::new(()),
+            lock_written: Cell::new(None),
             work: Notify::new(),
             progress: Notify::new(),
         };
@@ -248,6 +252,11 @@ impl Journal {
             && self.running.borrow().is_empty()
     }
 
+    /// The lock of a new descriptor was written, and not flushed: the next record waits for that.
+    pub fn follows_lock(&self, io: &Io) {
+        self.lock_written.set(Some(io.flushes_begun()));
+    }
+
     /// Waits for work.
     pub async fn worked(&self) {
         self.work.notified().await;
@@ -332,6 +341,10 @@ impl Journal {
             self.ring.borrow().used + blocks <= self.ring_blocks,
             "admission keeps room for every record"
         );
+        // A crash after the record finds the locks of all descriptors that it makes reachable (H3).
+        if let Some(begun) = self.lock_written.take() {
+            io.flush_after(begun).await?;
+        }
         // A crash before this ends loses the whole compound: its checksums do not match and the
         // record is the torn end of the journal (R8). After it, replay finds all of it.
         self.write_ring(io, position, bytes).await?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lunfs_format::{
     BellState, BlockNo, Cluster, Descriptor, Doorbell, FileKind, Holder, Lock, LockObject, Request,
+    Version,
 };
 
 use super::{Entry, ReadGuard, Wish, WishKind, WriteGuard, stamp_matches};
@@ -33,7 +34,8 @@ const MISSES_MAX: u32 = 4;
 enum Attempt {
     Done,
     Again,
-    HeldBy(Holder),
+    /// By whom, and since which change of the lock.
+    HeldBy(Holder, Version),
 }
 
 impl Volume {
@@ -105,7 +107,7 @@ impl Volume {
         if entry.held.get().is_none() {
             match self.attempt(&entry).await? {
                 Attempt::Done => {}
-                Attempt::Again | Attempt::HeldBy(_) => return Ok(None),
+                Attempt::Again | Attempt::HeldBy(..) => return Ok(None),
             }
         }
         entry.used.set(self.now());
@@ -121,7 +123,7 @@ impl Volume {
             match self.attempt(&entry).await? {
                 Attempt::Done => {}
                 Attempt::Again => self.sleep_about(POLL.0).await,
-                Attempt::HeldBy(_) => return Ok(None),
+                Attempt::HeldBy(..) => return Ok(None),
             }
         }
         Ok(Some(WriteGuard { entry, _guard: guard }))
@@ -138,21 +140,24 @@ impl Volume {
 
     /// Takes the lock on disk; the caller has the write guard.
     async fn acquire(&self, entry: &Rc<Entry>) -> Result<()> {
-        let mut rung: Option<(Holder, Instant)> = None;
+        let mut rung: Option<(Holder, Version, Instant)> = None;
         let mut pause = POLL.0;
         loop {
-            let holder = match self.attempt(entry).await? {
+            let (holder, generation) = match self.attempt(entry).await? {
                 Attempt::Done => return Ok(()),
                 Attempt::Again => {
                     self.sleep_about(POLL.0).await;
                     continue;
                 }
-                Attempt::HeldBy(holder) => holder,
+                Attempt::HeldBy(holder, generation) => (holder, generation),
             };
-            let ring = rung.is_none_or(|(h, at)| h != holder || self.now().since(at) > RING_AGAIN);
-            if ring {
-                self.ring(holder, &[entry.addr], Request::HandOver).await?;
-                rung = Some((holder, self.now()));
+            // Of another generation is a lock that left and came back between two looks: our
+            // request may have come while it was gone, and nobody remembers it.
+            let ring = rung.is_none_or(|(h, g, at)| {
+                (h, g) != (holder, generation) || self.now().since(at) > RING_AGAIN
+            });
+            if ring && self.ring(holder, &[entry.addr], Request::HandOver).await? {
+                rung = Some((holder, generation, self.now()));
                 pause = POLL.0;
             }
             self.watch(holder).await?;
@@ -161,11 +166,17 @@ impl Volume {
         }
     }
 
-    /// Waits until a live holder lets go of an object that we only want to read.
-    pub(crate) async fn ask_to_read(&self, wish: Wish, holder: Holder) -> Result<()> {
+    /// Waits until a live holder lets go of an object that we only want to read, or did and took it
+    /// again.
+    pub(crate) async fn ask_to_read(
+        &self,
+        wish: Wish,
+        holder: Holder,
+        generation: Version,
+    ) -> Result<()> {
         let entry = self.locks.entry(wish.addr, wish.birth, wish.object());
         self.mark_contended(&entry);
-        self.ring(holder, &[wish.addr], Request::LetGo).await?;
+        let mut rung = self.ring(holder, &[wish.addr], Request::LetGo).await?;
         let mut pause = POLL.0;
         let end = self.now() + RING_AGAIN;
         while self.now() < end {
@@ -174,8 +185,12 @@ impl Volume {
             let (lock, _) = self.read_lock(wish.addr).await?;
             let judged = lock.map(|l| judge(&l, self.me(), |slot| self.known_incarnation(slot)));
             // A holder that was recovered meanwhile stays named: its lock is stale.
-            if judged != Some(Judged::Held(holder)) {
+            let still = judged == Some(Judged::Held(holder));
+            if !still || lock.is_none_or(|l| l.generation != generation) {
                 return Ok(());
+            }
+            if !rung {
+                rung = self.ring(holder, &[wish.addr], Request::LetGo).await?;
             }
             self.watch(holder).await?;
         }
@@ -197,7 +212,7 @@ impl Volume {
                 self.install_or_undo(entry, lock, None).await?;
                 Ok(Attempt::Done)
             }
-            Judged::Held(holder) => Ok(Attempt::HeldBy(holder)),
+            Judged::Held(holder) => Ok(Attempt::HeldBy(holder, lock.generation)),
             Judged::Gone => Err(gone()),
             Judged::Unsupported => Err(Error::new(
                 Kind::Unsupported,
@@ -314,8 +329,9 @@ impl Volume {
         Ok((meta, version))
     }
 
-    /// Rings for locks at their holder. A full or lost doorbell is tried again by the caller.
-    async fn ring(&self, holder: Holder, locks: &[BlockNo], request: Request) -> Result<()> {
+    /// Rings for locks at their holder; `false`: the doorbell is full. A full or lost one is tried
+    /// again by the caller.
+    async fn ring(&self, holder: Holder, locks: &[BlockNo], request: Request) -> Result<bool> {
         let bell = Doorbell {
             state: BellState::Rung,
             request,
@@ -325,10 +341,9 @@ impl Volume {
             locks: locks.to_vec(),
         };
         let prefer = self.me().slot.0 % lunfs_format::DOORBELLS;
-        if self.region.ring(&self.io, holder.slot, prefer, &bell).await? {
-            self.io.count(|c| c.rings += 1);
-        }
-        Ok(())
+        let rung = self.region.ring(&self.io, holder.slot, prefer, &bell).await?;
+        self.io.count(|c| c.rings += u64::from(rung));
+        Ok(rung)
     }
 
     /// Looks whether the holder of something we wait for is still alive, and recovers it if not.
