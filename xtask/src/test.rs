@@ -52,7 +52,11 @@ const PARTS: &[Part] = &[
     Part { name: "doc", budget: 240, run: |_| doc() },
     Part { name: "prove simulator", budget: 480, run: |c| prove(c, "simulator", None) },
     Part { name: "prove demo", budget: 360, run: |c| prove(c, "demo", None) },
+    Part { name: "prove copy-tree", budget: 180, run: |c| prove(c, "copy-tree", None) },
+    Part { name: "prove tools", budget: 180, run: |c| prove(c, "tools", None) },
     Part { name: "prove kill-group", budget: 240, run: |c| prove(c, "kill-group", Some(3)) },
+    Part { name: "prove kill-daemon", budget: 120, run: |c| prove(c, "kill-daemon", Some(2)) },
+    Part { name: "prove stop", budget: 150, run: |c| prove(c, "stop", None) },
 ];
 
 /// Runs the parts in order and prints what each took. The first failure does not end the run:
