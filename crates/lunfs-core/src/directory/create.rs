@@ -63,8 +63,8 @@ impl Volume {
     }
 
     /// Writes the first image of a new descriptor's lock: ours, before anything refers to it. One
-    /// flush makes all locks of a record durable before the record. A crash behind this write leaves
-    /// a lock in free space, which nobody looks at.
+    /// flush makes all locks of a record durable before the record. A crash behind this write
+    /// leaves a lock in free space, which nobody looks at.
     async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
         let lock = Lock {
             mode: LockMode::Exclusive,
