@@ -54,6 +54,8 @@ struct Moody {
     doubts: Cell<u32>,
     /// What writes without a later flush replaced, the oldest first.
     volatile: Rc<RefCell<Vec<(u64, Vec<u8>)>>>,
+    /// How many of them flushes took out so far.
+    flushed: Rc<Cell<usize>>,
 }
 
 impl Moody {
@@ -118,11 +120,15 @@ impl Disk for Moody {
         if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
             return answer;
         }
-        let (done, volatile) = (self.ram.flush(), self.volatile.clone());
-        let answered = volatile.borrow().len();
+        let (done, volatile, flushed) =
+            (self.ram.flush(), self.volatile.clone(), self.flushed.clone());
+        let answered = flushed.get() + volatile.borrow().len();
         Box::pin(async move {
             done.await?;
-            volatile.borrow_mut().drain(..answered);
+            // Another flush may have begun later and ended earlier.
+            let new = answered.saturating_sub(flushed.get());
+            volatile.borrow_mut().drain(..new);
+            flushed.set(flushed.get() + new);
             Ok(())
         })
     }
@@ -164,6 +170,7 @@ fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
         rule: RefCell::new(rule),
         doubts: Cell::new(0),
         volatile: Rc::default(),
+        flushed: Rc::default(),
     })
 }
 

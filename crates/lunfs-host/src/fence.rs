@@ -162,8 +162,8 @@ impl Inner {
         Err(refuse(victim, "it runs on another machine, which can use this block device too"))
     }
 
-    /// A free mark whose process lives: it has its mark elsewhere, because it reaches the disk under
-    /// another name (a loop device and its image, two paths). Its writes are not over.
+    /// A free mark whose process lives: it has its mark elsewhere, because it reaches the disk
+    /// under another name (a loop device and its image, two paths). Its writes are not over.
     async fn wait_for_end(&self, victim: &Pulse) -> Result<(), FenceError> {
         if self.check_kin(victim).is_err() {
             return Ok(());

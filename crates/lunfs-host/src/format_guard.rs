@@ -74,15 +74,25 @@ fn foreign_user_of(source: &Source) -> Result<Option<String>> {
     }
 }
 
-/// Marks on a loop device and on its image do not meet: hosts on both would not see each other.
+/// Marks on a loop device, on its image and on another loop device of that image do not meet: hosts
+/// on two of them would not see each other.
 fn hosts_beneath(number: u64) -> Result<Option<String>> {
     let (major, minor) = (libc::major(number), libc::minor(number));
     let about = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
     let Ok(image) = fs::read_to_string(about) else { return Ok(None) };
     let image = Path::new(image.trim_end_matches('\n'));
-    let Ok(source) = Source::open(image, Access::ReadOnly) else { return Ok(None) };
-    let host = host_on(&source)?;
-    Ok(host.map(|slot| format!("shown from {}, where a host runs slot {slot}", image.display())))
+    let twins = loop_devices_of(image).into_iter().map(|name| Path::new("/dev").join(name));
+    for name in twins.chain([image.to_owned()]) {
+        if fs::metadata(&name).is_ok_and(|about| about.rdev() == number) {
+            continue;
+        }
+        let Ok(source) = Source::open(&name, Access::ReadOnly) else { continue };
+        if let Some(slot) = host_on(&source)? {
+            let name = name.display();
+            return Ok(Some(format!("the same bytes as {name}, where a host runs slot {slot}")));
+        }
+    }
+    Ok(None)
 }
 
 fn device_in_use(path: &Path, number: u64) -> Result<Option<String>> {
@@ -116,13 +126,18 @@ fn first_name(dir: &Path) -> Option<String> {
 
 /// The loop device that shows this image, if there is one.
 fn backed_loop_device(path: &Path) -> Option<String> {
-    let image = fs::canonicalize(path).ok()?;
-    let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
-    let mut names = devices.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.find(|name| {
+    loop_devices_of(&fs::canonicalize(path).ok()?).into_iter().next()
+}
+
+/// The loop devices that show this image.
+fn loop_devices_of(image: &Path) -> Vec<String> {
+    let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
+    let names = devices.filter_map(Result::ok).map(|entry| entry.file_name());
+    let shows = |name: &String| {
         let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
         backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == image)
-    })
+    };
+    names.map(|name| name.to_string_lossy().into_owned()).filter(shows).collect()
 }
 
 // ---- data ------------------------------------------------------------------------------------

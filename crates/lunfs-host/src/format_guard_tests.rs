@@ -110,4 +110,7 @@ fn hosts_on_an_image_are_seen_from_its_loop_device() {
     assert!(ofd::try_lock(&source, ofd::LIFE_BASE).unwrap());
     assert_eq!(foreign_user(&device.node).unwrap(), None);
     assert!(in_use(&device.node).unwrap().unwrap().contains("slot 0"));
+    // On a second loop device of the same image it is one.
+    let Some(twin) = LoopDevice::attach(scratch.path(), 512) else { return };
+    assert!(foreign_user(&twin.node).unwrap().unwrap().contains("slot 0"));
 }

@@ -38,6 +38,7 @@ pub struct Options {
 /// Serves until the mount ends. Its exit code tells the parent: 0 is a clean end.
 pub fn run(options: &Options) -> Result<ExitCode> {
     logging::start(&options.log, !options.detached)?;
+    end_at_a_panic();
     let ending = runtime::block_on(serve(options));
     match ending {
         Ok(Ending::Unmounted) => Ok(ExitCode::SUCCESS),
@@ -51,6 +52,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Err(error)
         }
     }
+}
+
+/// Whatever a panic left half changed in memory must not go on: the host dies as by a kill, its
+/// parent says so on the volume, and others replay what was durable.
+fn end_at_a_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        tracing::error!(event = "panic", %info, "a defect of lunfs: this mount is dead");
+        std::process::abort();
+    }));
 }
 
 async fn serve(options: &Options) -> Result<Ending> {
