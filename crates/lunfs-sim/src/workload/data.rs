@@ -157,12 +157,17 @@ impl Worker {
 
     /// Data and holes: what is said to be a hole must read zero, and every answer lies in the file.
     async fn seek(&self, number: u64, id: FileId) -> Next {
-        let size = self.world.model.size(number);
-        if size == 0 {
+        // Not the model's newest size: what a former program made of the file may be lost.
+        let look = self.world.model.look();
+        let step = self.world.progress.begin(self.owner, "seek");
+        let size = match self.volume.getattr(id).await {
+            Ok(attr) => attr.size,
+            Err(error) => return self.trouble("getattr", &error),
+        };
+        if !self.world.model.check_size(number, size, self.owner, look.from) || size == 0 {
             return Next::Go;
         }
         let at = self.chance.below(size);
-        let step = self.world.progress.begin(self.owner, "seek");
         let hole = match self.volume.seek(id, at, Seek::Hole).await {
             Ok(hole) => hole,
             Err(error) => return self.trouble("seek", &error),
