@@ -14,7 +14,6 @@ use std::rc::Weak;
 use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, LockObject, RECORD};
 
 use crate::error::{Error, Kind, Result};
-use crate::io::Settled;
 use crate::locks::{ReadGuard, Wish, WishKind};
 use crate::volume::Volume;
 
@@ -357,10 +356,7 @@ impl Volume {
         let raised = lunfs_format::Lock { payload, ..lock };
         let none = lunfs_format::Stamp::default();
         let new = crate::lock::released(&raised, self.me().slot, None, none, self.nonce());
-        if let Settled::Lost(_) = self.swap_lock(at, &lock, &new).await? {
-            self.io.stop("the frontier lock changed under its exclusive holder");
-            return Err(Error::new(Kind::Stopped, "a lock changed under its holder"));
-        }
+        self.swap_held(at, &lock, &new).await?;
         guard.entry.set_held(None);
         Ok(payload > seen)
     }

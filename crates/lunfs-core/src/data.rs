@@ -191,7 +191,7 @@ impl Volume {
         entry: MapEntry,
         run: Option<(BlockNo, u8)>,
     ) {
-        let complete = self.flushes_begun.get();
+        let complete = self.io.flushes_begun();
         inode.change(
             || self.cached_descriptor(id.addr),
             |p| {

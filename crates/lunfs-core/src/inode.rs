@@ -110,7 +110,7 @@ impl Volume {
     pub(crate) fn trim_inodes(&self) {
         self.inodes.borrow_mut().retain(|_, inode| {
             // Data that was overwritten in place leaves no delta: fsync must still flush it.
-            let unflushed = inode.written.get().is_some_and(|w| self.flushes_ended.get() <= w);
+            let unflushed = inode.written.get().is_some_and(|w| !self.io.is_flushed_after(w));
             unflushed || inode.opens.get() > 0 || inode.is_dirty() || Rc::strong_count(inode) > 1
         });
     }
@@ -129,14 +129,7 @@ impl Volume {
     /// `complete` flushes had begun is over.
     pub(crate) async fn flush_data(&self, complete: u64) -> Result<()> {
         let _turn = self.flushing.lock().await;
-        if self.flushes_ended.get() > complete {
-            return Ok(());
-        }
-        self.flushes_begun.set(self.flushes_begun.get() + 1);
-        let this = self.flushes_begun.get();
-        self.io.flush().await?;
-        self.flushes_ended.set(self.flushes_ended.get().max(this));
-        Ok(())
+        self.io.flush_after(complete).await
     }
 
     /// Writes back the pending changes of a file.

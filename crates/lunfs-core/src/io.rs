@@ -210,7 +210,12 @@ impl Io {
 
     /// Makes what was answered when `begun` flushes had begun durable, if no flush has since.
     pub async fn flush_after(&self, begun: u64) -> Result<()> {
-        if self.flushes_ended.get() > begun { Ok(()) } else { self.flush().await }
+        if self.is_flushed_after(begun) { Ok(()) } else { self.flush().await }
+    }
+
+    /// Is what was answered when `begun` flushes had begun durable?
+    pub fn is_flushed_after(&self, begun: u64) -> bool {
+        self.flushes_ended.get() > begun
     }
 
     fn padded(&self, record: &Record) -> Vec<u8> {

@@ -281,7 +281,7 @@ impl Volume {
         self.drained.set(true);
         let _recovering = self.recovering.lock().await;
         let written = self.write_back_dirty().await;
-        self.flush_data(self.flushes_begun.get()).await?;
+        self.flush_data(self.io.flushes_begun()).await?;
         while !self.journal().is_empty() {
             self.journal().commit(&self.io).await?;
             self.journal().checkpoint(&self.io).await?;

@@ -16,7 +16,6 @@ use lunfs_format::{
 
 use crate::data::Held;
 use crate::error::{Error, Kind, Result};
-use crate::io::Settled;
 use crate::lock::voided;
 use crate::locks::{Wish, WishKind, WriteGuard};
 use crate::tree;
@@ -285,12 +284,7 @@ impl Volume {
         // A crash before the next write leaves a stale lock over a void body; after it the lock
         // says the same. Only then may the blocks serve for anything else.
         let Some(lock) = guard.entry.held() else { return Ok(()) };
-        if let Settled::Lost(_) =
-            self.swap_lock(id.addr, &lock, &voided(&lock, self.nonce())).await?
-        {
-            self.io.stop(format!("lock {} changed under its exclusive holder", id.addr));
-            return Err(Error::new(Kind::Stopped, "a lock changed under its holder"));
-        }
+        self.swap_held(id.addr, &lock, &voided(&lock, self.nonce())).await?;
         guard.entry.set_held(None);
         self.cache.borrow_mut().forget_lock(id.addr);
         self.locks.forget(id.addr);

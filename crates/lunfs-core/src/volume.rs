@@ -64,8 +64,6 @@ pub struct Volume {
     pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
     pub(crate) recovering: Mutex<()>,
     pub(crate) flushing: Mutex<()>,
-    pub(crate) flushes_begun: Cell<u64>,
-    pub(crate) flushes_ended: Cell<u64>,
     pub(crate) dirtied: Notify,
     pub(crate) spawned: mpsc::UnboundedSender<Task>,
     pub(crate) to_run: RefCell<Option<mpsc::UnboundedReceiver<Task>>>,
@@ -123,8 +121,6 @@ impl Volume {
             watches: RefCell::default(),
             recovering: Mutex::new(()),
             flushing: Mutex::new(()),
-            flushes_begun: Cell::new(0),
-            flushes_ended: Cell::new(0),
             dirtied: Notify::new(),
             spawned,
             to_run: RefCell::new(Some(to_run)),
@@ -316,7 +312,7 @@ impl Volume {
     pub async fn sync(&self) -> Result<()> {
         let _operation = self.operation()?;
         self.write_back_dirty().await?;
-        self.flush_data(self.flushes_begun.get()).await?;
+        self.flush_data(self.io.flushes_begun()).await?;
         self.journal().commit(&self.io).await
     }
 

@@ -89,7 +89,7 @@ impl Volume {
             }
             let reserved = self.reserve(64, Purpose::Data).await?;
             let entry = MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
-            let complete = self.flushes_begun.get();
+            let complete = self.io.flushes_begun();
             let count = inode.change(
                 || self.cached_descriptor(id.addr),
                 |p| {

@@ -236,7 +236,7 @@ impl Volume {
         for answer in join_all(writes).await {
             answer?;
         }
-        let complete = self.flushes_begun.get();
+        let complete = self.io.flushes_begun();
         inode.written.set(Some(complete));
         for job in jobs {
             install(inode, job, complete, || self.cached_descriptor(id.addr));
@@ -307,7 +307,7 @@ impl Volume {
         if !bytes.is_empty() {
             self.io.write(at, bytes, false).await?;
         }
-        let complete = self.flushes_begun.get();
+        let complete = self.io.flushes_begun();
         inode.written.set(Some(complete));
         let entry = MapEntry { block: Some(at), zero: false, grains: 64, mask: old.mask };
         let replaced = old.block.map(|b| (b, u64::from(old.grains)));

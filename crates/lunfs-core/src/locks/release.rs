@@ -12,8 +12,7 @@ use futures_util::future::{join, join_all};
 use lunfs_format::{BlockNo, Doorbell, Holder, LockObject, Request, Stamp, stored_checksum};
 
 use super::{Entry, Wish, WishKind, WriteGuard};
-use crate::error::{Error, Kind, Result};
-use crate::io::Settled;
+use crate::error::{Kind, Result};
 use crate::lock::released;
 use crate::volume::Volume;
 
@@ -144,10 +143,7 @@ impl Volume {
             })
         };
         let new = released(&lock, self.me().slot, successor, stamp, self.nonce());
-        if let Settled::Lost(_) = self.swap_lock(entry.addr, &lock, &new).await? {
-            self.io.stop(format!("lock {} changed under its exclusive holder", entry.addr));
-            return Err(Error::new(Kind::Stopped, "a lock changed under its holder"));
-        }
+        self.swap_held(entry.addr, &lock, &new).await?;
         entry.held.set(None);
         self.cache.borrow_mut().forget_lock(entry.addr);
         if entry.object == LockObject::Cluster {

@@ -242,6 +242,17 @@ impl Volume {
         Ok(Attempt::Done)
     }
 
+    /// Changes a lock that we hold. Nobody else may while we live: if somebody did, we stop.
+    pub(crate) async fn swap_held(&self, addr: BlockNo, old: &Lock, new: &Lock) -> Result<()> {
+        match self.swap_lock(addr, old, new).await? {
+            Settled::Won => Ok(()),
+            Settled::Lost(_) => {
+                self.io.stop(format!("lock {addr} changed under its exclusive holder"));
+                Err(Error::new(Kind::Stopped, "a lock changed under its holder"))
+            }
+        }
+    }
+
     /// A lock over a void body: its holder died while it deleted the object. We finish that, or
     /// nobody could ever take the lock from us again. For the same reason a lock over a body that
     /// cannot be read is given back as it was: everybody who asks is to find out, not to wait.
