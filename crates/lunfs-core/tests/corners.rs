@@ -8,22 +8,11 @@ use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
 use lunfs_core::env::Env;
-use lunfs_core::{
-    Fallocate, FileId, FormatOptions, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode,
-    format_volume,
+use lunfs_core::{Fallocate, FileId, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
+use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Tree};
+use support::{
+    Ram, block_on, directory, env, env_with_disk, file, formatted, mount, pattern, sleep,
 };
-use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Timing, Tree};
-use support::{Ram, block_on, directory, env, env_with_disk, file, mount, pattern};
-
-async fn formatted(env: &Env) {
-    let options =
-        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
-    format_volume(env, &options).await.expect("formats");
-}
-
-async fn sleep(env: &Env, ms: u64) {
-    env.clock.sleep(Duration::from_millis(ms)).await;
-}
 
 /// Runs `work` while a host serves, which it does not survive by more than that.
 async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> T {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
 use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
-use lunfs_core::{FormatOptions, SetAttr, StopReason, format_volume};
+use lunfs_core::{SetAttr, StopReason};
 use lunfs_format::{
-    BlockNo, JournalHeader, Pulse, PulseState, RECORD, SlotNo, Timing, VolumeId, kind, kind_of,
+    BlockNo, JournalHeader, Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of,
 };
-use support::{Ram, Time, block_on, check_clean, env_with_disk, file, mount, pattern};
+use support::{
+    Ram, Time, beside, block_on, check_clean, env_with_disk, file, formatted, mount, pattern, sleep,
+};
 
 /// What is asked of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,24 +174,6 @@ fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
         volatile: Rc::default(),
         flushed: Rc::default(),
     })
-}
-
-async fn formatted(env: &Env) {
-    let options =
-        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
-    format_volume(env, &options).await.expect("formats");
-}
-
-async fn sleep(env: &Env, ms: u64) {
-    env.clock.sleep(Duration::from_millis(ms)).await;
-}
-
-/// Polls `host` until `story` ends.
-async fn beside<T>(host: impl Future<Output = StopReason>, story: impl Future<Output = T>) -> T {
-    match select(Box::pin(host), Box::pin(story)).await {
-        Either::Left((why, _)) => panic!("a host stopped: {why:?}"),
-        Either::Right((out, _)) => out,
-    }
 }
 
 fn why(stopped: StopReason) -> String {

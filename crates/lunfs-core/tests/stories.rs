@@ -4,15 +4,11 @@ mod support;
 
 use futures_util::future::{Either, join, join_all, select};
 use lunfs_core::env::Env;
-use lunfs_core::{FormatOptions, SetAttr, Volume, format_volume};
-use lunfs_format::{BlockNo, Lock, Timing};
-use support::{block_on, directory, env, env_with_disk, file, mount, pattern};
-
-async fn formatted(env: &Env) {
-    let options =
-        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
-    format_volume(env, &options).await.expect("formats");
-}
+use lunfs_core::{SetAttr, Volume};
+use lunfs_format::{BlockNo, Lock};
+use support::{
+    beside, block_on, directory, env, env_with_disk, file, formatted, mount, pattern, sleep,
+};
 
 async fn disk_lock(env: &Env, v: &Volume, at: BlockNo) -> Option<Lock> {
     let b = env.disk.read(at.offset(), 512).await.expect("works");
@@ -63,15 +59,8 @@ fn two_tasks_do_not_both_initialise_the_same_clusters() {
             assert_eq!(bad, 0);
         };
         let all = join(a.serve(), join(x.serve(), y.serve()));
-        match select(Box::pin(all), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(all, work).await;
     });
-}
-
-async fn sleep(env: &Env, ms: u64) {
-    env.clock.sleep(std::time::Duration::from_millis(ms)).await;
 }
 
 /// The cut kept the tail's run in a pending change; the write behind it replaced that change and
@@ -101,10 +90,7 @@ fn a_cut_file_that_grows_again_gives_its_old_tail_back() {
             let after = a.space().await.expect("works").free;
             assert_eq!(before, after);
         };
-        match select(Box::pin(a.serve()), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(a.serve(), work).await;
     });
 }
 
@@ -131,10 +117,7 @@ fn fsync_after_reopening_flushes_what_was_overwritten() {
             let now = disk.flushes.get();
             assert!(now > written);
         };
-        match select(Box::pin(a.serve()), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(a.serve(), work).await;
     });
 }
 
@@ -146,10 +129,7 @@ fn a_suspended_host_answers_nothing_from_its_cache() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let work = async { a.create(a.root(), b"f", file()).await.expect("works").id };
-        let id = match select(Box::pin(a.serve()), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right((id, _)) => id,
-        };
+        let id = beside(a.serve(), work).await;
         sleep(&env, 30_000).await;
         assert!(a.is_suspended());
         let answer =
@@ -183,10 +163,7 @@ fn space_in_another_hosts_clusters_comes_back_while_mounted() {
             let after = a.space().await.expect("works").free;
             assert!(after + 100 > before);
         };
-        match select(Box::pin(join(a.serve(), b.serve())), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(join(a.serve(), b.serve()), work).await;
     });
 }
 
@@ -225,10 +202,7 @@ fn orphans_of_two_dead_hosts_are_freed_once() {
                     b.sync().await.expect("works");
                     c.sync().await.expect("works");
                 };
-                match select(Box::pin(join(b.serve(), c.serve())), Box::pin(work)).await {
-                    Either::Left((why, _)) => panic!("{why:?}"),
-                    Either::Right(_) => {}
-                }
+                beside(join(b.serve(), c.serve()), work).await;
                 env.fence.leave(b.slot());
                 env.fence.leave(c.slot());
                 while d.counters().takeovers + a.counters().takeovers < 2 {
@@ -236,15 +210,9 @@ fn orphans_of_two_dead_hosts_are_freed_once() {
                 }
                 sleep(&env, 60_000).await;
             };
-            match select(Box::pin(a.serve()), Box::pin(work)).await {
-                Either::Left((why, _)) => panic!("{why:?}"),
-                Either::Right(_) => {}
-            }
+            beside(a.serve(), work).await;
         };
-        match select(Box::pin(d.serve()), Box::pin(story)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(d.serve(), story).await;
     });
 }
 
@@ -290,10 +258,7 @@ fn what_was_synced_while_unmounting_stays() {
             }
             assert!(lost.is_empty());
         };
-        match select(Box::pin(b.serve()), Box::pin(work)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(b.serve(), work).await;
     });
 }
 
@@ -320,10 +285,7 @@ fn a_lock_left_in_free_space_is_not_taken_for_the_body_that_came_after_it() {
                         a.fsync(y).await.expect("works");
                     }
                 };
-                match select(Box::pin(a.serve()), Box::pin(work)).await {
-                    Either::Left((why, _)) => panic!("{why:?}"),
-                    Either::Right(_) => {}
-                }
+                beside(a.serve(), work).await;
                 let takeovers = b.counters().takeovers;
                 env.fence.leave(a.slot());
                 drop(a);
@@ -334,10 +296,7 @@ fn a_lock_left_in_free_space_is_not_taken_for_the_body_that_came_after_it() {
             let y = b.lookup(b.root(), b"y").await.expect("it was synced").id;
             assert_eq!(b.read(y, 0, 200).await.expect("its body is there"), pattern(100, 2));
         };
-        match select(Box::pin(b.serve()), Box::pin(story)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(b.serve(), story).await;
     });
 }
 
@@ -355,10 +314,7 @@ fn who_waits_to_read_goes_on_as_soon_as_the_holder_is_recovered() {
                 a.create(a.root(), b"x", file()).await.expect("works");
                 a.sync().await.expect("works");
             };
-            match select(Box::pin(a.serve()), Box::pin(work)).await {
-                Either::Left((why, _)) => panic!("{why:?}"),
-                Either::Right(_) => {}
-            }
+            beside(a.serve(), work).await;
             env.fence.leave(a.slot());
             drop(a);
             let recovered = async {
@@ -375,10 +331,7 @@ fn who_waits_to_read_goes_on_as_soon_as_the_holder_is_recovered() {
             let waited = found.since(recovered);
             assert!(waited < std::time::Duration::from_millis(50), "{waited:?}");
         };
-        match select(Box::pin(b.serve()), Box::pin(story)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(b.serve(), story).await;
     });
 }
 
@@ -431,17 +384,11 @@ fn who_asks_a_busy_host_does_not_wait_until_it_is_time_to_ask_again() {
                 waits
             };
             let work = join(writers, asker);
-            let (_, waits) = match select(Box::pin(a.serve()), Box::pin(work)).await {
-                Either::Left((why, _)) => panic!("{why:?}"),
-                Either::Right((done, _)) => done,
-            };
+            let (_, waits) = beside(a.serve(), work).await;
             // The first ring waits until the doorbell is looked at, every 200 ms.
             let longest = waits.iter().max().expect("some");
             assert!(*longest < std::time::Duration::from_millis(350), "{waits:?}");
         };
-        match select(Box::pin(b.serve()), Box::pin(story)).await {
-            Either::Left((why, _)) => panic!("{why:?}"),
-            Either::Right(_) => {}
-        }
+        beside(b.serve(), story).await;
     });
 }

@@ -4,11 +4,11 @@ mod support;
 
 use std::rc::Rc;
 
-use futures_util::future::{Either, join, select};
+use futures_util::future::join;
 use lunfs_core::env::Env;
 use lunfs_core::{FormatOptions, StopReason, Volume, format_volume};
 use lunfs_format::Timing;
-use support::{Ram, Time, block_on, directory, env, env_with_disk, file, mount, pattern};
+use support::{Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern};
 
 async fn formatted(env: &Env) {
     let options =
@@ -79,14 +79,6 @@ fn two_hosts_in_one_directory_both_get_on() {
     });
 }
 
-/// Polls `host` until `other` ends, then lets it die.
-async fn until<T>(host: impl Future<Output = StopReason>, other: impl Future<Output = T>) -> T {
-    match select(Box::pin(host), Box::pin(other)).await {
-        Either::Left((why, _)) => panic!("a host stopped: {why:?}"),
-        Either::Right((out, _)) => out,
-    }
-}
-
 /// Taking a lock costs a flush: a listing that took each of 20,000 would last minutes.
 #[test]
 fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
@@ -114,7 +106,7 @@ fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
             b.getattr(ids[0]).await.expect("works");
             assert_eq!(b.counters().locks_acquired, before + 1);
         };
-        until(b.serve(), look).await;
+        beside(b.serve(), look).await;
     });
 }
 
@@ -126,7 +118,7 @@ fn a_survivor_finds_what_the_dead_host_had_synced() {
         let a = mount(&env, "a").await;
         let dead = a.slot();
         let root = a.root();
-        let b = until(a.serve(), async {
+        let b = beside(a.serve(), async {
             let b = mount(&env, "b").await;
             for i in 0..30 {
                 let name = format!("f{i}");
@@ -139,7 +131,7 @@ fn a_survivor_finds_what_the_dead_host_had_synced() {
         .await;
         // A dies here: nobody polls it any more.
         env.fence.leave(dead);
-        until(b.serve(), async {
+        beside(b.serve(), async {
             for i in 0..30 {
                 let name = format!("f{i}");
                 let id = b.lookup(root, name.as_bytes()).await.expect("finds").id;
@@ -169,7 +161,7 @@ fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let (root, dead) = (a.root(), a.slot());
-        let b = until(a.serve(), async {
+        let b = beside(a.serve(), async {
             let b = mount(&env, "b").await;
             for i in 0..12 {
                 let name = format!("f{i}");
@@ -186,7 +178,7 @@ fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
         bytes[200] ^= 1;
         disk.put(middle, &bytes);
         env.fence.leave(dead);
-        until(b.serve(), async {
+        beside(b.serve(), async {
             env.clock.sleep(std::time::Duration::from_secs(20)).await;
             assert!(b.counters().claims_handed_back > 0);
             assert_eq!((b.counters().takeovers, b.counters().images_applied), (0, 0));
@@ -203,7 +195,7 @@ fn a_torn_last_record_ends_the_journal() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let (root, dead) = (a.root(), a.slot());
-        let b = until(a.serve(), async {
+        let b = beside(a.serve(), async {
             let b = mount(&env, "b").await;
             for i in 0..12 {
                 let name = format!("f{i}");
@@ -217,7 +209,7 @@ fn a_torn_last_record_ends_the_journal() {
         let last = heads[heads.len() - 1];
         disk.put(last + 4096, &[0x55; 512]);
         env.fence.leave(dead);
-        until(b.serve(), async {
+        beside(b.serve(), async {
             for i in 0..11 {
                 b.lookup(root, format!("f{i}").as_bytes()).await.expect("was synced");
             }

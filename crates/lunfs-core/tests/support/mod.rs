@@ -8,12 +8,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use futures_util::future::{Either, select};
 use lunfs_core::env::{
     Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life,
     Rng,
 };
-use lunfs_core::{FileKind, Identity, MountOptions, New, Volume};
-use lunfs_format::{Pulse, SlotNo, Timestamp};
+use lunfs_core::{FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume};
+use lunfs_format::{Pulse, SlotNo, Timestamp, Timing};
 
 /// A disk in memory with the latency of a good one.
 pub struct Ram {
@@ -248,6 +249,29 @@ pub fn directory() -> New {
 /// Bytes that differ from place to place.
 pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ salt).collect()
+}
+
+/// Makes a volume of small clusters, so that a test meets several.
+pub async fn formatted(env: &Env) {
+    let options =
+        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
+    format_volume(env, &options).await.expect("formats");
+}
+
+/// Lets some milliseconds pass.
+pub async fn sleep(env: &Env, ms: u64) {
+    env.clock.sleep(std::time::Duration::from_millis(ms)).await;
+}
+
+/// Polls a host, or several joined, until `story` ends; they must not stop before.
+pub async fn beside<H: std::fmt::Debug, T>(
+    host: impl Future<Output = H>,
+    story: impl Future<Output = T>,
+) -> T {
+    match select(Box::pin(host), Box::pin(story)).await {
+        Either::Left((why, _)) => panic!("a host stopped: {why:?}"),
+        Either::Right((out, _)) => out,
+    }
 }
 
 /// Has the walker look at an unmounted volume.
