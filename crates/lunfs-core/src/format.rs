@@ -188,20 +188,24 @@ fn heartbeats(env: &Env, sb: &Superblock) -> Vec<u8> {
     bytes
 }
 
-/// Reads the superblock, from its second copy if the first is damaged.
+/// Reads the superblock, from its second copy if the first is damaged or cannot be read.
 pub async fn read_superblock(env: &Env) -> Result<Superblock> {
-    let mut first_error = None;
+    let mut kind = Kind::Corrupt;
+    let mut whys = Vec::new();
     for at in SUPERBLOCK_COPIES {
-        let bytes = env.disk.read(at.offset(), BLOCK).await?;
-        match Superblock::decode(&bytes, at) {
-            Ok(sb) => return check(env, sb),
+        match env.disk.read(at.offset(), BLOCK).await {
+            Ok(bytes) => match Superblock::decode(&bytes, at) {
+                Ok(sb) => return check(env, sb),
+                Err(e) => whys.push(format!("block {at}: {e}")),
+            },
             Err(e) => {
-                first_error.get_or_insert(e);
+                // There may be a volume; we could not look.
+                kind = Kind::Io;
+                whys.push(format!("block {at}: {e}"));
             }
         }
     }
-    let why = first_error.map_or_else(String::new, |e| e.to_string());
-    Err(Error::new(Kind::Corrupt, format!("no lunfs volume here: {why}")))
+    Err(Error::new(kind, format!("no lunfs volume here: {}", whys.join("; "))))
 }
 
 fn check(env: &Env, sb: Superblock) -> Result<Superblock> {

@@ -187,10 +187,15 @@ fn wait_until_drained(source: &Source, slot: SlotNo) -> Result<()> {
 
 fn read_superblock(source: &Source, volume: VolumeId) -> Result<Superblock> {
     let shown = source.path().display();
+    let mut unread = None;
     for at in SUPERBLOCK_COPIES {
-        let bytes = source
-            .read_now(at.offset(), lunfs_format::BLOCK)
-            .map_err(|e| HostError::io(format!("cannot read the superblock of {shown}"), e))?;
+        let bytes = match source.read_now(at.offset(), lunfs_format::BLOCK) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                unread = Some(e);
+                continue;
+            }
+        };
         match Superblock::decode(&bytes, at) {
             Ok(superblock) if superblock.volume == volume => return Ok(superblock),
             Ok(other) => {
@@ -200,7 +205,10 @@ fn read_superblock(source: &Source, volume: VolumeId) -> Result<Superblock> {
             Err(_) => {}
         }
     }
-    Err(HostError::new(format!("{shown} has no superblock any more")))
+    Err(match unread {
+        Some(e) => HostError::io(format!("cannot read the superblock of {shown}"), e),
+        None => HostError::new(format!("{shown} has no superblock any more")),
+    })
 }
 
 /// The pulse of one slot on the disk.

@@ -35,8 +35,12 @@ impl<'d> Media<'d> {
         let device = disk.capabilities();
         let mut copies = Vec::new();
         for at in SUPERBLOCK_COPIES {
-            let bytes = read(disk, device.size, at.offset(), BLOCK).await?;
-            copies.push((at, Superblock::decode(&bytes, at)));
+            let copy = match read(disk, device.size, at.offset(), BLOCK).await {
+                Ok(bytes) => Superblock::decode(&bytes, at)
+                    .map_err(|why| Error::new(Kind::Corrupt, format!("block {at}: {why}"))),
+                Err(why) => Err(why),
+            };
+            copies.push((at, copy));
         }
         let superblock = choose(copies, claims)?;
         let geometry = superblock.geometry();
@@ -125,7 +129,7 @@ async fn read(disk: &dyn Disk, size: u64, at: u64, len: usize) -> Result<Vec<u8>
     }
 }
 
-type Copies = Vec<(BlockNo, std::result::Result<Superblock, DecodeError>)>;
+type Copies = Vec<(BlockNo, Result<Superblock>)>;
 
 /// The superblock to go on with.
 fn choose(copies: Copies, claims: &mut Claims) -> Result<Superblock> {
@@ -138,15 +142,17 @@ fn choose(copies: Copies, claims: &mut Claims) -> Result<Superblock> {
         }
     }
     if valid.is_empty() {
-        let whys: Vec<String> =
-            refused.iter().map(|(at, why)| format!("block {at}: {why}")).collect();
+        // One that cannot be read may be good: then nothing is proven.
+        let unread = refused.iter().any(|(_, why)| why.kind == Kind::Io);
+        let whys: Vec<&str> = refused.iter().map(|(_, why)| why.what.as_str()).collect();
         return Err(Error::new(
-            Kind::Corrupt,
+            if unread { Kind::Io } else { Kind::Corrupt },
             format!("no lunfs volume here: {}", whys.join("; ")),
         ));
     }
     for (at, why) in refused {
-        claims.error(at, Basis::Fixed, format!("a copy of the superblock is damaged: {why}"));
+        let what = format!("a copy of the superblock is of no use: {}", why.what);
+        claims.error(at, Basis::Fixed, what);
     }
     if valid.windows(2).any(|pair| pair[0] != pair[1]) {
         claims.error(

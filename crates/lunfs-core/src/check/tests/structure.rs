@@ -13,8 +13,8 @@ fn a_superblock_that_is_damaged_or_different_is_found() {
     each_is_found(
         1,
         &[
-            ("block 0: a copy of the superblock is damaged", |s| s.flip(BlockNo(0), 100)),
-            ("block 256: a copy of the superblock is damaged", |s| s.flip(BlockNo(256), 9)),
+            ("block 0: a copy of the superblock is of no use", |s| s.flip(BlockNo(0), 100)),
+            ("block 256: a copy of the superblock is of no use", |s| s.flip(BlockNo(256), 9)),
             ("the two copies of the superblock differ", |s| {
                 let other = Superblock { label: "other".into(), ..s.superblock.clone() };
                 s.disk.put(BlockNo(256), &other.encode(BlockNo(256))[..]);
