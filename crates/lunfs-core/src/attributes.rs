@@ -178,7 +178,7 @@ fn apply(body: &mut Descriptor, set: &SetAttr) {
     if let Some(mtime) = set.mtime {
         body.mtime = mtime;
     }
-    debug_assert!(body.kind != Stored::Void);
+    assert!(body.kind != Stored::Void, "a deleted file has no attributes to set");
 }
 
 fn piece_key(name: &[u8], piece: u8) -> Vec<u8> {

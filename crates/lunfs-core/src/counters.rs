@@ -27,6 +27,8 @@ counters! {
     takeovers,
     /// Claims handed back because of an error.
     claims_handed_back,
+    /// Claims that end with this host, because a write of the replay failed.
+    claims_kept,
     /// Claims of slots whose former claimer had died.
     claims_after_claimer,
     /// Replays that applied at least one image.
@@ -65,6 +67,8 @@ counters! {
     commits,
     /// Images in those records.
     images_logged,
+    /// Transactions with more images than they had asked room for: must stay zero.
+    transactions_too_large,
     /// Times the journal's tail moved.
     checkpoints,
     /// Reads without a lock that had to be done again.

@@ -3,12 +3,11 @@
 //!
 //! Invariants:
 //! - R10: a map entry reaches a transaction only after the data it points to was written and a
-//!   flush
-//!   that began later ended. Until then it is a delta here.
+//!   flush that began later ended. Until then it is a delta here.
 //! - Pending changes exist only while the file's lock is held; releasing it writes them back (R6).
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use lunfs_format::{BlockNo, Content, Descriptor, MapEntry, Tree};
@@ -24,6 +23,9 @@ use crate::volume::Volume;
 
 /// Deltas that one transaction carries at most.
 const DELTAS_MAX: usize = 48;
+/// Images for which one delta asks room in the journal. Where each changes a path of its own, fewer
+/// go into one transaction.
+const IMAGES_PER_DELTA: u64 = 3;
 
 /// A changed map entry whose data may not be durable yet.
 pub struct Delta {
@@ -166,40 +168,30 @@ impl Volume {
 
     /// One transaction of deltas; the last one carries the body. `true`: more are left.
     async fn write_back_some(&self, inode: &Inode) -> Result<bool> {
-        let lock = inode.id.addr;
-        let (deltas, last) = {
+        let deltas = {
             let mut pending = inode.pending.borrow_mut();
             let Some(p) = pending.as_mut() else { return Ok(false) };
             let keys: Vec<u64> = p.deltas.keys().take(DELTAS_MAX).copied().collect();
-            let last = keys.len() == p.deltas.len();
-            let deltas: Vec<(u64, Delta)> =
-                keys.iter().filter_map(|k| Some((*k, p.deltas.remove(k)?))).collect();
-            (deltas, last)
+            keys.iter().filter_map(|k| Some((*k, p.deltas.remove(k)?))).collect()
         };
-        let result = self.log_deltas(inode, lock, deltas, last).await;
-        match result {
-            Ok(()) => Ok(!last),
+        match self.log_deltas(inode, deltas).await {
+            Ok(more) => Ok(more),
             Err((deltas, e)) => {
                 // What could not be logged stays pending; its space stays reserved.
-                let mut pending = inode.pending.borrow_mut();
-                if let Some(p) = pending.as_mut() {
-                    for (k, d) in deltas {
-                        p.deltas.entry(k).or_insert(d);
-                    }
-                }
+                put_back(inode, deltas);
                 Err(e)
             }
         }
     }
 
+    /// Logs as many of these deltas as one transaction has room for. `true`: more are left.
     async fn log_deltas(
         &self,
         inode: &Inode,
-        lock: BlockNo,
-        deltas: Vec<(u64, Delta)>,
-        last: bool,
-    ) -> std::result::Result<(), (Vec<(u64, Delta)>, Error)> {
-        let mut tx = match self.begin(deltas.len() as u64 + 8).await {
+        mut deltas: Vec<(u64, Delta)>,
+    ) -> std::result::Result<bool, (Vec<(u64, Delta)>, Error)> {
+        let lock = inode.id.addr;
+        let mut tx = match self.begin(IMAGES_PER_DELTA * deltas.len() as u64 + 8).await {
             Ok(tx) => tx,
             Err(e) => return Err((deltas, e)),
         };
@@ -208,7 +200,17 @@ impl Volume {
             Some(Content::Empty | Content::Bytes(_)) | None => Tree::Empty,
         };
         let mut nodes = 0;
+        let mut logged = 0;
+        let mut headers = BTreeSet::new();
         for (index, delta) in &deltas {
+            let runs = delta.reserved.iter().map(|r| r.start);
+            let runs = runs.chain(delta.replaced.iter().map(|(start, _)| *start));
+            headers.extend(runs.filter_map(|start| self.geometry().cluster_of(start)));
+            // Entries far apart in a large map each change a path of their own.
+            let worst = headers.len() as u64 + tree::NODES_TOUCHED_MAX as u64;
+            if logged > 0 && !tx.has_room(worst) {
+                break;
+            }
             let mut store = tx.tree(lock);
             let key = index.to_be_bytes();
             let done = if delta.entry == EMPTY_ENTRY {
@@ -221,7 +223,9 @@ impl Volume {
             if let Err(e) = done {
                 return Err((deltas, e));
             }
+            logged += 1;
         }
+        put_back(inode, deltas.split_off(logged));
         let mut blocks = nodes;
         for (_, delta) in &deltas {
             if let Some(reserved) = &delta.reserved {
@@ -229,7 +233,7 @@ impl Volume {
             }
             blocks -= delta.replaced.iter().map(|(_, len)| *len as i64).sum::<i64>();
         }
-        let body = {
+        let (body, more) = {
             let pending = inode.pending.borrow();
             let p = pending.as_ref().expect("pending until written back");
             let mut body = p.body.clone();
@@ -237,13 +241,14 @@ impl Volume {
                 body.content = Content::Tree(map);
             }
             body.blocks = body.blocks.wrapping_add_signed(blocks);
-            if let Some((next, _)) = p.deltas.first_key_value() {
+            let next = p.deltas.first_key_value().map(|(next, _)| *next);
+            if let Some(next) = next {
                 // The size on disk covers what this transaction maps, and nothing that the next
                 // one will map: a crash in between leaves a shorter file, without holes where data
                 // was written and without valid grains beyond its end.
                 body.size = body.size.min(next * FILE_BLOCK).max(self.cached_descriptor(lock).size);
             }
-            body
+            (body, next.is_some())
         };
         for (start, len) in deltas.iter().flat_map(|(_, d)| &d.replaced) {
             tx.free_run(*start, *len);
@@ -264,10 +269,19 @@ impl Volume {
         }
         tx.put_descriptor(lock, body);
         tx.apply();
-        if last {
+        if !more {
             *inode.pending.borrow_mut() = None;
         }
-        Ok(())
+        Ok(more)
+    }
+}
+
+/// Makes deltas pending again that no transaction has.
+fn put_back(inode: &Inode, deltas: Vec<(u64, Delta)>) {
+    if let Some(pending) = inode.pending.borrow_mut().as_mut() {
+        for (index, delta) in deltas {
+            pending.deltas.entry(index).or_insert(delta);
+        }
     }
 }
 

@@ -169,18 +169,30 @@ impl Io {
         self.read_at(at, self.logical_block).await
     }
 
-    /// Writes at a block.
+    /// Writes at a block. A failure stops this host.
     pub async fn write(&self, at: BlockNo, data: Vec<u8>, fua: bool) -> Result<()> {
+        match self.write_for_another(at, data, fua).await {
+            Err(e) if e.kind == Kind::Io => {
+                // It may land at any time: whoever takes over must fence us first, and we must not
+                // act as if it had or had not happened.
+                self.stop(e.what.clone());
+                Err(Error::new(Kind::Stopped, e.what))
+            }
+            done => done,
+        }
+    }
+
+    /// Writes at a block that is a dead host's, whom we are recovering. A failure is the caller's
+    /// to care for: that write may land at any time while this host lives.
+    pub async fn write_for_another(&self, at: BlockNo, data: Vec<u8>, fua: bool) -> Result<()> {
         loop {
             let until = self.pass().await?;
             match self.env.disk.write(at.offset(), data.clone(), fua, until).await {
                 Ok(()) => return Ok(()),
                 Err(IoError::TooLate) => {}
                 Err(e) => {
-                    // It may land at any time: whoever takes over must fence us first, and we
-                    // must not act as if it had or had not happened.
-                    self.stop(format!("a write of block {at} failed: {e}"));
-                    return Err(Error::new(Kind::Stopped, e.to_string()));
+                    let why = format!("a write of block {at} failed: {e}");
+                    return Err(Error::new(Kind::Io, why));
                 }
             }
         }

@@ -1,14 +1,13 @@
 //! Joining and leaving: how a mount comes to a slot and a journal, and gives the slot back.
 //!
 //! ```text
-//! life mark -> slot Free->Joining -> pulses begin -> journal named in the pulse -> its cluster
-//! taken
-//!           -> orphan directory, journal header -> Live
+//! life mark -> slot Free->Joining -> pulses begin -> journal named in the pulse
+//!           -> its cluster taken -> orphan directory, journal header -> Live
 //! ```
 //!
 //! Each arrow is durable before the next begins. A crash between any two leaves a slot that others
-//! recover; a journal cluster that was named but not taken is simply not a journal (its lock says
-//! so).
+//! recover; a journal cluster that was named but not taken is simply not a journal: its lock says
+//! so.
 
 use std::rc::Rc;
 
@@ -287,6 +286,15 @@ impl Volume {
             self.journal().checkpoint(&self.io).await?;
         }
         self.io.flush().await?;
+        if let Some(dead) = self.kept_claim() {
+            // Freeing our slot would say that nothing of ours can land any more.
+            let why = format!(
+                "all of this host is durable, but a write for the dead host in slot {dead} failed \
+                 and may still land: others have to take this host over"
+            );
+            self.io.stop(why.clone());
+            return Err(Error::new(Kind::Stopped, why));
+        }
         self.leave_slot().await?;
         tracing::info!(event = "unmounted", slot = self.slot().0);
         // Nothing of ours may reach the disk from here on: the slot may be another host's already.

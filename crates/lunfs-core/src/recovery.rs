@@ -11,8 +11,9 @@
 //! Invariants:
 //! - Nothing is replayed before the fence is confirmed after the claim.
 //! - A claim is handed back only after every replay write of ours was answered (N25); a claimer
-//!   that
-//!   overran its deadline stops instead.
+//!   that overran its deadline stops instead.
+//! - A replay write that failed may land later. Its claim is never handed back nor tried again by
+//!   the claimer: it ends with the claimer's life, and whoever comes next fences the claimer first.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use lunfs_format::{
 use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
-use crate::journal::replay::{self, Place, Replayed};
+use crate::journal::replay::{self, Place, Replayed, Unapplied};
 use crate::liveness::Observation;
 use crate::types::FileId;
 use crate::volume::Volume;
@@ -35,6 +36,9 @@ const CLAIM_DEADLINE: Duration = Duration::from_secs(60);
 const LAST_WORD_GRACE: Duration = Duration::from_millis(400);
 /// Pause between two looks at a slot that somebody waits for.
 const LOOK: Duration = Duration::from_millis(150);
+/// Claims of one dead host after which a claimer whose replay write fails stops no more, but keeps
+/// the claim: one may have met a path that failed, two met a block that cannot be written.
+const STOPPING_CLAIMS: u32 = 1;
 
 /// What this host watches of another slot.
 pub struct Watch {
@@ -166,6 +170,11 @@ impl Volume {
         }
     }
 
+    /// May this host try to recover that life again, after it could not?
+    fn is_due(&self, pulse: &Pulse) -> bool {
+        self.unrecovered.borrow().get(&dead_of(pulse)).is_none_or(|again| *again <= self.now())
+    }
+
     async fn recover_if_dead(&self, pulse: &Pulse) -> Result<()> {
         if let Some(claimer) = pulse.claimer
             && claimer.slot != self.me().slot
@@ -174,7 +183,7 @@ impl Volume {
             Box::pin(self.look_at(claimer.slot)).await?;
         }
         let verdict = judge(pulse, self.evidence(pulse));
-        if verdict == Verdict::Leave || !self.io.is_open() {
+        if verdict == Verdict::Leave || !self.io.is_open() || !self.is_due(pulse) {
             return Ok(());
         }
         let _one = self.recovering.lock().await;
@@ -237,14 +246,17 @@ impl Volume {
             return Ok(Replayed::default());
         }
         let place = self.journal_place(cluster);
-        let dead = Holder { slot: claim.slot, incarnation: claim.incarnation };
+        let dead = dead_of(claim);
         // A joiner has made no progress yet, and may have died before its journal's first header.
         let began = claim.progress > 0;
         let header = replay::header(&self.io, place, dead, began).await.map_err(Failure::of)?;
         let Some(header) = header else { return Ok(Replayed::default()) };
         let wanted = replay::read(&self.io, place, dead, &header).await.map_err(Failure::of)?;
         let done = replay::apply(&self.io, self.sb.volume, dead, &wanted).await;
-        let done = done.map_err(Failure::of)?;
+        let done = done.map_err(|e| match e {
+            Unapplied::Unwritten(e) if e.kind == Kind::Io => Failure::Write(e),
+            Unapplied::Unwritten(e) | Unapplied::Unread(e) => Failure::of(e),
+        })?;
         // A crash before this flush: the slot is still claimed, the next claimer replays it all
         // again.
         self.io.flush().await.map_err(Failure::of)?;
@@ -261,6 +273,7 @@ impl Volume {
         let done = match done {
             Ok(done) => done,
             Err(Failure::Stopped(e)) => return Err(e),
+            Err(Failure::Write(e)) => return self.keep(claim, e),
             Err(failure) => return self.hand_back(claim, &failure).await,
         };
         let mut free = Pulse::free(claim.slot, Incarnation(claim.incarnation.0 + 1), self.nonce());
@@ -274,6 +287,7 @@ impl Volume {
             return Err(Error::new(Kind::Stopped, "a claimed slot changed"));
         }
         self.know(claim.slot, free.incarnation.0);
+        self.unrecovered.borrow_mut().remove(&dead_of(claim));
         self.io.count(|c| {
             c.takeovers += 1;
             c.replays_with_images += u64::from(done.applied > 0);
@@ -352,9 +366,36 @@ impl Volume {
         self.region.swap(&self.io, claim, &back).await?;
         self.io.count(|c| c.claims_handed_back += 1);
         // Somebody else may be able to; we try again, but not at once.
-        let attempts = claim.claim_attempts.min(6);
-        self.io.env.clock.sleep(Duration::from_millis(500) * (1 << attempts)).await;
+        let pause = Duration::from_millis(500) * (1 << claim.claim_attempts.min(6));
+        self.unrecovered.borrow_mut().insert(dead_of(claim), self.now() + pause);
         Ok(())
+    }
+
+    /// A replay write failed, and may still land: nobody may replay that journal, or change what
+    /// its host had locked, before we are fenced ourselves. So the claim ends with our life.
+    fn keep(&self, claim: &Pulse, failed: Error) -> Result<()> {
+        let slot = claim.slot.0;
+        if claim.claim_attempts <= STOPPING_CLAIMS {
+            self.io.stop(format!("a write of the replay of slot {slot} failed: {failed}"));
+            return Err(Error::new(Kind::Stopped, failed.what));
+        }
+        tracing::error!(
+            event = "claim-kept",
+            slot,
+            name = claim.name,
+            error = %failed,
+            "the dead host cannot be recovered: what it had locked stays locked; once the storage \
+             is well, unmount this host, and another one recovers both"
+        );
+        self.unrecovered.borrow_mut().insert(dead_of(claim), Instant::FAR);
+        self.io.count(|c| c.claims_kept += 1);
+        Ok(())
+    }
+
+    /// A slot whose claim this host keeps.
+    pub(crate) fn kept_claim(&self) -> Option<SlotNo> {
+        let unrecovered = self.unrecovered.borrow();
+        unrecovered.iter().find(|(_, again)| **again == Instant::FAR).map(|(dead, _)| dead.slot)
     }
 
     /// Is this image of a slot one of a later life: did our change land, and somebody join since?
@@ -386,7 +427,12 @@ impl Volume {
     }
 }
 
-/// Why a claim is handed back.
+/// The life that a claim is about.
+fn dead_of(claim: &Pulse) -> Holder {
+    Holder { slot: claim.slot, incarnation: claim.incarnation }
+}
+
+/// Why a claim came to nothing.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("its fence is not confirmed: {0}")]
@@ -395,6 +441,8 @@ enum Failure {
     Io(Error),
     #[error("{0}")]
     Corrupt(Error),
+    #[error("{0}")]
+    Write(Error),
     #[error("{0}")]
     Stopped(Error),
 }
@@ -411,7 +459,7 @@ impl Failure {
     fn code(&self) -> ClaimFailure {
         match self {
             Failure::Fence(_) => ClaimFailure::Fence,
-            Failure::Io(_) | Failure::Stopped(_) => ClaimFailure::Io,
+            Failure::Io(_) | Failure::Write(_) | Failure::Stopped(_) => ClaimFailure::Io,
             Failure::Corrupt(_) => ClaimFailure::Corrupt,
         }
     }

@@ -2,13 +2,11 @@
 //!
 //! Invariants:
 //! - Nothing of a transaction is visible before `finish`, and all of it after: the part that
-//!   changes
-//!   the cache and the compound never waits.
+//!   changes the cache and the compound never waits.
 //! - Space comes from reservations and goes back in the same transaction that drops the last
 //!   reference. Where the cluster of a freed run is another host's, the run is listed in this
-//!   host's
-//!   orphan directory instead, in the same transaction, and freed later: an operation never waits
-//!   for a cluster.
+//!   host's orphan directory instead, in the same transaction, and freed later: an operation never
+//!   waits for a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -47,7 +45,7 @@ pub struct Transaction<'v> {
     listed: Vec<Orphan>,
     unlisted: Vec<(BlockNo, Orphan)>,
     orphan_guard: Option<WriteGuard>,
-    _admission: Admission,
+    admission: Admission,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +72,7 @@ impl Volume {
             listed: Vec::new(),
             unlisted: Vec::new(),
             orphan_guard: None,
-            _admission: admission,
+            admission,
         })
     }
 
@@ -143,6 +141,13 @@ impl<'v> Transaction<'v> {
         TreeOf { tx: self, lock, nodes: 0 }
     }
 
+    /// Does what it was admitted for cover another `blocks` images, beside what it may need for
+    /// orphans? Headers of clusters are the caller's to count, but for those of new nodes.
+    pub fn has_room(&self, blocks: u64) -> bool {
+        let (changes, nodes) = (self.changes.len() as u64, self.reservations.len() as u64);
+        changes + nodes + blocks + SLACK <= self.admission.blocks()
+    }
+
     /// Makes everything visible and puts it into the running compound.
     pub async fn finish(mut self) -> Result<()> {
         self.prepare().await?;
@@ -172,6 +177,8 @@ impl<'v> Transaction<'v> {
                 .insert(lock.plus(1), Change { meta: Meta::Cluster(Rc::new(header)), lock });
         }
         let blocks = self.publish();
+        let is_larger = blocks.len() as u64 > self.admission.blocks();
+        self.volume.io.count(|c| c.transactions_too_large += u64::from(is_larger));
         let revokes: Vec<Revoked> = self.gone.iter().map(|at| Revoked(*at)).collect();
         let freed: Vec<Freed> = {
             let alloc = self.volume.alloc.borrow();
@@ -297,7 +304,9 @@ impl<'v> Transaction<'v> {
         let first = geometry.cluster_start(index);
         let header = headers.entry(index).or_insert_with(|| self.volume.cached_cluster(first));
         let (offset, len) = ((start.0 - first.0) as u32, len as u32);
-        debug_assert!((offset..offset + len).all(|i| header.bitmap.get(i) != used));
+        let once = (offset..offset + len).all(|i| header.bitmap.get(i) != used);
+        // Going on would give somebody's block to somebody else.
+        assert!(once, "{len} blocks at {start} are taken or freed twice");
         header.bitmap.set_run(offset, len, used);
     }
 

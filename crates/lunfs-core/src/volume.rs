@@ -30,6 +30,10 @@ use crate::view::Readings;
 /// A task of the volume itself.
 pub(crate) type Task = LocalBoxFuture<'static, ()>;
 
+/// How often an operation looks for space: what it finds may suffice for a single file block, or
+/// another host be faster.
+const SPACE_TRIES: u32 = 16;
+
 /// What our pulses are to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Intent {
@@ -62,6 +66,8 @@ pub struct Volume {
     pub(crate) orphans_cell: OnceCell<FileId>,
     pub(crate) known: RefCell<BTreeMap<SlotNo, u64>>,
     pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
+    /// Dead hosts that this one could not recover, and when it may try again.
+    pub(crate) unrecovered: RefCell<BTreeMap<Holder, Instant>>,
     pub(crate) recovering: Mutex<()>,
     pub(crate) flushing: Mutex<()>,
     pub(crate) dirtied: Notify,
@@ -71,6 +77,8 @@ pub struct Volume {
     pub(crate) tasks_done: Notify,
     pub(crate) operations: Cell<u64>,
     pub(crate) reaping: Mutex<()>,
+    /// When this host last began to look for space and found none.
+    pub(crate) space_sought: Mutex<Instant>,
     pub(crate) closing: Cell<bool>,
     /// Leaving, and nothing is under way any more: requests of others are not served any more.
     pub(crate) drained: Cell<bool>,
@@ -119,6 +127,7 @@ impl Volume {
             orphans_cell: OnceCell::new(),
             known: RefCell::default(),
             watches: RefCell::default(),
+            unrecovered: RefCell::default(),
             recovering: Mutex::new(()),
             flushing: Mutex::new(()),
             dirtied: Notify::new(),
@@ -128,6 +137,7 @@ impl Volume {
             tasks_done: Notify::new(),
             operations: Cell::new(0),
             reaping: Mutex::new(()),
+            space_sought: Mutex::new(Instant(0)),
             closing: Cell::new(false),
             drained: Cell::new(false),
             leaving: Cell::new(false),
@@ -284,13 +294,20 @@ impl Volume {
         let mut tries = 0;
         loop {
             match op().await {
-                Err(e) if e.kind == Kind::NoSpace && tries < 3 => {
+                Err(e) if e.kind == Kind::NoSpace && tries < SPACE_TRIES => {
                     tries += 1;
-                    if !self.seek_space().await? && tries > 1 {
+                    if tries == 1 {
+                        self.settle_freed().await?;
+                    } else if !self.seek_space().await? {
                         return Err(e);
                     }
                 }
-                other => return other,
+                // What it says of the volume ("exists", attributes) may be of the past on a host
+                // that was stopped meanwhile (H15).
+                other => {
+                    self.io.pass().await?;
+                    return other;
+                }
             }
         }
     }

@@ -2,186 +2,19 @@
 
 mod support;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
-use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
+use lunfs_core::env::Env;
 use lunfs_core::{SetAttr, StopReason};
-use lunfs_format::{
-    BlockNo, JournalHeader, Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of,
-};
+use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of};
+use support::moody::{Ask, Asked, Fault, World, moody, why, world};
 use support::{
-    Ram, Time, beside, block_on, check_clean, env_with_disk, file, formatted, mount, pattern, sleep,
+    beside, block_on, check_clean, env_with_disk, file, formatted, journal_headers, mount, pattern,
+    sleep,
 };
-
-/// What is asked of the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ask {
-    Read,
-    Write,
-    Flush,
-    Swap,
-}
-
-/// A request: which, where, how long, and what a compare-and-write would write.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    ask: Ask,
-    at: u64,
-    len: usize,
-    new: &'a [u8],
-}
-
-/// What it does instead.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// Says that it was not and never will be done.
-    Fail,
-    /// Never answers.
-    Hang,
-    /// A compare-and-write that is answered late with a doubt, and lands at once or never.
-    Doubt { lands: bool, after: Duration },
-}
-
-type Rule = Box<dyn Fn(Asked<'_>) -> Option<Fault>>;
-
-/// A disk in memory that breaks where a rule says so, and forgets what was not flushed.
-struct Moody {
-    ram: Rc<Ram>,
-    time: Time,
-    rule: RefCell<Rule>,
-    /// Answers of doubt so far.
-    doubts: Cell<u32>,
-    /// What writes without a later flush replaced, the oldest first.
-    volatile: Rc<RefCell<Vec<(u64, Vec<u8>)>>>,
-    /// How many of them flushes took out so far.
-    flushed: Rc<Cell<usize>>,
-}
-
-impl Moody {
-    fn when(&self, rule: impl Fn(Asked<'_>) -> Option<Fault> + 'static) {
-        *self.rule.borrow_mut() = Box::new(rule);
-    }
-
-    fn well(&self) {
-        self.when(|_| None);
-    }
-
-    fn lose_power(&self) {
-        for (at, old) in self.volatile.take().into_iter().rev() {
-            self.ram.put(at, &old);
-        }
-    }
-
-    fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
-        match (*self.rule.borrow())(asked)? {
-            Fault::Fail => Some(Box::pin(async { Err(IoError::Failed("broken".into())) })),
-            Fault::Hang => Some(Box::pin(std::future::pending())),
-            Fault::Doubt { lands, after } => {
-                self.doubts.set(self.doubts.get() + 1);
-                if lands {
-                    self.ram.put(asked.at, asked.new);
-                }
-                let late = self.time.sleep(after);
-                Some(Box::pin(async move {
-                    late.await;
-                    Err(IoError::InDoubt("no answer".into()))
-                }))
-            }
-        }
-    }
-}
-
-impl Disk for Moody {
-    fn capabilities(&self) -> Capabilities {
-        self.ram.capabilities()
-    }
-    fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
-        self.fault(Asked { ask: Ask::Read, at, len, new: &[] })
-            .unwrap_or_else(|| self.ram.read(at, len))
-    }
-    fn write(
-        &self,
-        at: u64,
-        data: Vec<u8>,
-        fua: bool,
-        until: Instant,
-    ) -> Answer<Result<(), IoError>> {
-        if let Some(answer) = self.fault(Asked { ask: Ask::Write, at, len: data.len(), new: &data })
-        {
-            return answer;
-        }
-        if !fua {
-            self.volatile.borrow_mut().push((at, self.ram.get(at, data.len())));
-        }
-        self.ram.write(at, data, fua, until)
-    }
-    fn flush(&self) -> Answer<Result<(), IoError>> {
-        if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
-            return answer;
-        }
-        let (done, volatile, flushed) =
-            (self.ram.flush(), self.volatile.clone(), self.flushed.clone());
-        let answered = flushed.get() + volatile.borrow().len();
-        Box::pin(async move {
-            done.await?;
-            // Another flush may have begun later and ended earlier.
-            let new = answered.saturating_sub(flushed.get());
-            volatile.borrow_mut().drain(..new);
-            flushed.set(flushed.get() + new);
-            Ok(())
-        })
-    }
-    fn compare_and_write(
-        &self,
-        at: u64,
-        expect: Vec<u8>,
-        new: Vec<u8>,
-        until: Instant,
-    ) -> Answer<Result<Compared, IoError>> {
-        let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
-        if let Some(answer) = self.fault(asked) {
-            return answer;
-        }
-        self.ram.compare_and_write(at, expect, new, until)
-    }
-    fn unmap(&self, at: u64, len: u64, until: Instant) -> Answer<Result<(), IoError>> {
-        self.ram.unmap(at, len, until)
-    }
-}
-
-struct World {
-    env: Env,
-    time: Time,
-    disk: Rc<Moody>,
-}
-
-fn world() -> World {
-    let (env, time, ram) = env_with_disk(256 << 20);
-    let disk = moody(ram, &time);
-    World { env: Env { disk: disk.clone(), ..env }, time, disk }
-}
-
-fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
-    let rule: Rule = Box::new(|_| None);
-    Rc::new(Moody {
-        ram,
-        time: time.clone(),
-        rule: RefCell::new(rule),
-        doubts: Cell::new(0),
-        volatile: Rc::default(),
-        flushed: Rc::default(),
-    })
-}
-
-fn why(stopped: StopReason) -> String {
-    match stopped {
-        StopReason::Stopped(why) => why,
-        StopReason::Unmounted => panic!("it unmounted"),
-    }
-}
 
 /// H25: what a device that failed to flush still has is not known. Nothing is acknowledged after
 /// that, and the host stops.
@@ -237,6 +70,30 @@ fn a_host_whose_doorbell_hangs_gives_itself_up() {
         assert!(why(stopped).contains("hanging"));
         let took = env.clock.now().since(began);
         assert!(took > Duration::from_secs(30) && took < Duration::from_secs(33), "{took:?}");
+    });
+}
+
+/// H23: pulses go out and the doorbell is read, but a record never ends: others would wait for
+/// ever for what this host has to make durable first.
+#[test]
+fn a_host_whose_commits_hang_gives_itself_up() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            disk.when(|asked| {
+                let is_record = kind_of(asked.new) == Some(kind::JOURNAL_RECORD);
+                (asked.ask == Ask::Write && is_record).then_some(Fault::Hang)
+            });
+            let began = env.clock.now();
+            let id = a.create(a.root(), b"f", file()).await.expect("is only in memory").id;
+            a.fsync(id).await.expect_err("the record hangs");
+            let took = env.clock.now().since(began);
+            assert!(took > Duration::from_secs(30) && took < Duration::from_secs(33), "{took:?}");
+        };
+        let (stopped, ()) = join(a.serve(), story).await;
+        assert!(why(stopped).contains("hanging"));
     });
 }
 
@@ -448,20 +305,10 @@ fn a_journal_without_its_newest_header_is_not_taken_for_empty() {
             b
         })
         .await;
-        let volume = a.superblock().volume;
-        let mut headers: Vec<(u64, u64)> = (0..256 << 8)
-            .map(BlockNo)
-            .filter(|at| kind_of(&disk.ram.get(at.offset(), 4096)) == Some(kind::JOURNAL_HEADER))
-            .filter_map(|at| {
-                let bytes = disk.ram.get(at.offset(), 4096);
-                let header = JournalHeader::decode(&bytes, volume, at).ok()?;
-                (header.slot == a.slot()).then_some((header.version.count, at.offset()))
-            })
-            .collect();
-        headers.sort_unstable();
+        let headers = journal_headers(&disk.ram, &a);
         assert!(headers.len() == 2, "{headers:?}");
-        let (_, newest) = headers[1];
-        disk.ram.put(newest, &[0x55; 512]);
+        let newest = headers.into_iter().max_by_key(|(_, header)| header.version.count);
+        disk.ram.put(newest.expect("two").0.offset(), &[0x55; 512]);
         env.fence.leave(a.slot());
         beside(b.serve(), async {
             sleep(&env, 20_000).await;
@@ -558,5 +405,22 @@ fn a_copy_of_an_image_in_use_is_a_volume_whose_hosts_died() {
             .await;
         })
         .await;
+    });
+}
+
+/// S27: a first copy of the superblock that the device could not read ended a mount, though the
+/// second copy was good.
+#[test]
+fn one_copy_of_the_superblock_is_enough() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        disk.when(|asked| (asked.ask == Ask::Read && asked.at == 0).then_some(Fault::Fail));
+        let a = mount(&env, "a").await;
+        let end = join(a.serve(), async { a.unmount().await.expect("works") }).await.0;
+        assert_eq!(end, StopReason::Unmounted);
+        disk.when(|asked| (asked.ask == Ask::Read).then_some(Fault::Fail));
+        let none = lunfs_core::read_superblock(&env).await.expect_err("nothing can be read");
+        assert_eq!(none.kind, lunfs_core::Kind::Io);
     });
 }

@@ -132,10 +132,12 @@ fn a_suspended_host_answers_nothing_from_its_cache() {
         let id = beside(a.serve(), work).await;
         sleep(&env, 30_000).await;
         assert!(a.is_suspended());
-        let answer =
-            select(Box::pin(a.getattr(id)), env.clock.sleep(std::time::Duration::from_secs(5)))
-                .await;
+        let five_seconds = || env.clock.sleep(std::time::Duration::from_secs(5));
+        let answer = select(Box::pin(a.getattr(id)), five_seconds()).await;
         assert!(matches!(answer, Either::Right(_)), "answered from the cache after the lease");
+        let again = Box::pin(a.create(a.root(), b"f", file()));
+        let answer = select(again, five_seconds()).await;
+        assert!(matches!(answer, Either::Right(_)), "said \"exists\" after the lease");
     });
 }
 

@@ -160,6 +160,21 @@ impl Bitmap {
         None
     }
 
+    /// The first group of 64 blocks, all free, that starts at or behind `from`.
+    pub fn find_group(&self, from: u32) -> Option<u32> {
+        let first = from.div_ceil(WORD);
+        (first..self.blocks / WORD).find(|index| self.word(*index) == 0).map(|index| index * WORD)
+    }
+
+    /// The first run of `len` free blocks inside a group of 64 of which others are in use.
+    pub fn find_beside(&self, len: u32) -> Option<u32> {
+        (0..self.blocks / WORD).find_map(|index| {
+            let word = self.word(index);
+            let start = if word == 0 { None } else { first_run(!word, len) }?;
+            Some(index * WORD + start)
+        })
+    }
+
     /// Blocks that are free.
     pub fn count_free(&self) -> u32 {
         self.words.iter().map(|word| word.count_zeros()).sum()
@@ -182,6 +197,17 @@ impl Bitmap {
     fn word(&self, index: u32) -> u64 {
         self.words.get(index as usize).copied().unwrap_or(u64::MAX)
     }
+}
+
+/// The lowest place in `bits` at which `len` of them in a row are set.
+fn first_run(bits: u64, len: u32) -> Option<u32> {
+    let (mut starts, mut checked) = (bits, 1);
+    while checked < len.min(WORD) {
+        let step = checked.min(len - checked);
+        starts &= starts >> step;
+        checked += step;
+    }
+    (starts != 0 && len <= WORD).then(|| starts.trailing_zeros())
 }
 
 #[cfg(test)]
@@ -234,6 +260,10 @@ mod tests {
         assert_eq!(bytes[128..131], [0b11, 1 << 5, 0]);
     }
 
+    fn is_free(model: &[bool], at: usize, len: usize) -> bool {
+        !model[at..at + len].contains(&true)
+    }
+
     #[test]
     fn runs_are_found_as_if_every_block_were_looked_at() {
         let mut random = Random::new();
@@ -252,6 +282,13 @@ mod tests {
                 .find(|at| model.get(*at..at + len).is_some_and(|run| !run.contains(&true)));
             let found = bitmap.find_run(len as u32, from as u32);
             assert_eq!(found.map(|at| at as usize), expected, "{len} blocks from {from}");
+            let group = (0..1024).step_by(64).find(|at| *at >= from && is_free(&model, *at, 64));
+            assert_eq!(bitmap.find_group(from as u32).map(|at| at as usize), group, "from {from}");
+            let len = 1 + len % 64;
+            let beside = (0..1024)
+                .filter(|at| at % 64 + len <= 64 && is_free(&model, *at, len))
+                .find(|at| !is_free(&model, at / 64 * 64, 64));
+            assert_eq!(bitmap.find_beside(len as u32).map(|at| at as usize), beside, "{len}");
             let free = model.iter().filter(|used| !**used).count();
             assert_eq!(bitmap.count_free() as usize, free);
             assert!((0..1024).all(|at| bitmap.get(at) == model[at as usize]));

@@ -1,4 +1,4 @@
-//! A doorbell entry: one host asks another to hand locks over.
+//! A doorbell entry: one host asks another to hand locks over, or to show what space is free.
 //!
 //! Bytes: docs/format.md#doorbell.
 
@@ -55,6 +55,8 @@ numbered! {
         HandOver = 1,
         /// Let go of the locks: the ringer only wants to read what they cover.
         LetGo = 2,
+        /// Put what was freed into the headers of its clusters: the ringer looks for free space.
+        ShowSpace = 3,
     }
 }
 
@@ -71,7 +73,7 @@ pub struct Doorbell {
     pub target_incarnation: Incarnation,
     /// Random at each write.
     pub nonce: u64,
-    /// The locks asked for: 1 to 32, or up to 32 in an empty entry.
+    /// The locks asked for: 1 to 32, none where space is asked for, up to 32 in an empty entry.
     pub locks: Vec<BlockNo>,
 }
 
@@ -145,9 +147,13 @@ impl Doorbell {
     }
 
     fn check(&self) -> Result<(), DecodeError> {
-        let least = if self.state == BellState::Empty { 0 } else { 1 };
+        let counts = match (self.state, self.request) {
+            (BellState::Empty, _) => 0..=DOORBELL_LOCKS,
+            (_, Request::HandOver | Request::LetGo) => 1..=DOORBELL_LOCKS,
+            (_, Request::ShowSpace) => 0..=0,
+        };
         let count = self.locks.len();
-        require((least..=DOORBELL_LOCKS).contains(&count), "lock_count", count as u64)?;
+        require(counts.contains(&count), "lock_count", count as u64)?;
         require(!self.locks.contains(&BlockNo(0)), "locks", 0u64)
     }
 }
@@ -193,7 +199,7 @@ mod tests {
             ("state", 0),
             ("state", 4),
             ("request", 0),
-            ("request", 3),
+            ("request", 4),
             ("lock_count", 33),
             ("lock_count", u64::from(u32::MAX)),
             ("locks", 0),
@@ -212,6 +218,16 @@ mod tests {
             let error = Doorbell::decode(&bytes, VOLUME, SLOT, 0).unwrap_err();
             assert_eq!(error, DecodeError::BadField { field: "lock_count", value: 0 });
         }
+    }
+
+    #[test]
+    fn who_asks_for_space_names_no_lock() {
+        let space =
+            Doorbell { request: Request::ShowSpace, locks: Vec::new(), ..samples::doorbell() };
+        let bytes = space.encode(VOLUME, SLOT, 0);
+        assert_eq!(Doorbell::decode(bytes.as_slice(), VOLUME, SLOT, 0), Ok(space));
+        let bytes = with(bytes.as_slice(), &LAYOUT, "lock_count", 1);
+        Doorbell::decode(&bytes, VOLUME, SLOT, 0).unwrap_err();
     }
 
     #[test]

@@ -21,7 +21,6 @@ use lunfs_format::{
     BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, PulseState, RECORD, SlotNo, Superblock, VolumeId,
 };
 
-use crate::clock::HostClock;
 use crate::disk::SharedDisk;
 use crate::disk::faults::Request;
 use crate::disk::watch::{Landing, Submission, Watch};
@@ -102,8 +101,8 @@ impl Checkers {
     }
 
     /// A program started.
-    pub fn born(&self, owner: Owner, clock: HostClock, run: [u8; 16]) {
-        self.leases.born(owner, clock, run);
+    pub fn born(&self, owner: Owner, run: [u8; 16]) {
+        self.leases.born(owner, run);
     }
 
     /// The disk lost power: what it shows may be older than what was seen.

@@ -382,6 +382,11 @@ impl Run<'_> {
         if !self.is_over() {
             walk(world, "after the last look");
         }
+        let too_large = world.counters().transactions_too_large;
+        if too_large > 0 {
+            let what = format!("{too_large} transactions had more images than room in the journal");
+            world.findings.add(Owner::WORLD, what);
+        }
     }
 }
 

@@ -230,7 +230,7 @@ impl World {
         programs.insert(owner, Rc::clone(&program));
         drop(programs);
         self.meet(|met| met.programs += 1);
-        self.checkers.born(owner, self.clock(host).clone(), run);
+        self.checkers.born(owner, run);
         self.note(owner, "starts", host as u64, "");
         (owner, program)
     }

@@ -322,19 +322,39 @@ async fn refuse_broken(reader: &mut Reader<'_>, dead: Holder, missing: u64) -> R
     Ok(())
 }
 
+/// Why not all of a journal is in place.
+pub enum Unapplied {
+    /// Something could not be read: every write was answered and went well.
+    Unread(Error),
+    /// A write failed, and may land while this host lives.
+    Unwritten(Error),
+}
+
 /// Puts in place what R7 allows. Does not flush.
-pub async fn apply(io: &Io, volume: VolumeId, dead: Holder, wanted: &Wanted) -> Result<Replayed> {
+pub async fn apply(
+    io: &Io,
+    volume: VolumeId,
+    dead: Holder,
+    wanted: &Wanted,
+) -> std::result::Result<Replayed, Unapplied> {
     let mut done =
         Replayed { records: wanted.records, revoked: wanted.revoked, ..Replayed::default() };
     let images: Vec<(&BlockNo, &Image)> = wanted.images.iter().collect();
     for chunk in images.chunks(PARALLEL) {
         let jobs = chunk.iter().map(|(at, image)| apply_one(io, volume, dead, **at, image));
+        let mut unread = None;
         for answer in join_all(jobs).await {
-            match answer? {
-                Decision::Apply => done.applied += 1,
-                Decision::Refuse => done.refused += 1,
-                Decision::InPlace => done.in_place += 1,
+            match answer {
+                Ok(Decision::Apply) => done.applied += 1,
+                Ok(Decision::Refuse) => done.refused += 1,
+                Ok(Decision::InPlace) => done.in_place += 1,
+                // The worse of two errors: what was not read lets the claim go.
+                Err(Unapplied::Unwritten(e)) => return Err(Unapplied::Unwritten(e)),
+                Err(Unapplied::Unread(e)) => unread = Some(e),
             }
+        }
+        if let Some(e) = unread {
+            return Err(Unapplied::Unread(e));
         }
     }
     Ok(done)
@@ -346,9 +366,10 @@ async fn apply_one(
     dead: Holder,
     at: BlockNo,
     image: &Image,
-) -> Result<Decision> {
-    let lock = Lock::decode(&io.read_record(image.lock.offset()).await?, volume, image.lock).ok();
-    let there = io.read(at, 1).await?;
+) -> std::result::Result<Decision, Unapplied> {
+    let lock = io.read_record(image.lock.offset()).await.map_err(Unapplied::Unread)?;
+    let lock = Lock::decode(&lock, volume, image.lock).ok();
+    let there = io.read(at, 1).await.map_err(Unapplied::Unread)?;
     let kind = kind_of(&image.bytes);
     let there = peek_header(&there)
         .ok()
@@ -356,7 +377,8 @@ async fn apply_one(
         .map(|h| h.version);
     let decision = decide(dead, image, lock.as_ref(), there);
     if decision == Decision::Apply {
-        io.write(at, image.bytes.clone(), false).await?;
+        let done = io.write_for_another(at, image.bytes.clone(), false).await;
+        done.map_err(Unapplied::Unwritten)?;
     }
     Ok(decision)
 }

@@ -109,6 +109,13 @@ pub struct Admission {
     blocks: u64,
 }
 
+impl Admission {
+    /// Images that it is good for.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         self.journal.admitted.set(self.journal.admitted.get() - self.blocks);

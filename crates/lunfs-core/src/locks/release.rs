@@ -8,8 +8,9 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{Either, join_all, select};
 use lunfs_format::{BlockNo, Doorbell, Holder, LockObject, Request, Stamp, stored_checksum};
+use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{Entry, Wish, WishKind, WriteGuard};
 use crate::error::{Kind, Result};
@@ -17,9 +18,13 @@ use crate::lock::released;
 use crate::volume::Volume;
 
 impl Volume {
-    /// Serves one request from the doorbell: hands over or lets go what we hold.
+    /// Serves one request from the doorbell: hands over or lets go what we hold, or shows what
+    /// space is free.
     pub(crate) async fn serve_bell(&self, bell: Doorbell) -> Result<()> {
         self.io.count(|c| c.rings_served += 1);
+        if bell.request == Request::ShowSpace {
+            return self.show_space().await;
+        }
         for addr in &bell.locks {
             let entry = match self.locks.get(*addr) {
                 Some(entry) if entry.held.get().is_some() => entry,
@@ -30,7 +35,7 @@ impl Volume {
             };
             let successor = match bell.request {
                 Request::HandOver => Some(bell.ringer),
-                Request::LetGo => {
+                Request::LetGo | Request::ShowSpace => {
                     self.mark_contended(&entry);
                     None
                 }
@@ -61,12 +66,10 @@ impl Volume {
     /// Gives a lock up, to `successor` or to nobody, with its idle neighbours to nobody.
     pub(crate) async fn release(&self, entry: &Rc<Entry>, successor: Option<Holder>) -> Result<()> {
         let guard = if entry.object == LockObject::Cluster {
-            // The guard is asked for first: nobody reserves space here from now on. It is granted
-            // once the files that did have written their maps back (Q7).
-            let wanted = entry.rw.clone().write_owned();
-            let (guard, written) = join(wanted, self.write_back_users(entry.addr)).await;
-            written?;
-            guard
+            match self.drained_cluster(entry).await? {
+                Some(guard) => guard,
+                None => return Ok(()),
+            }
         } else {
             entry.rw.clone().write_owned().await
         };
@@ -83,6 +86,23 @@ impl Volume {
             }
         }
         self.release_all(batch).await
+    }
+
+    /// The guard of a cluster in which nobody has space reserved. `None`: a file that has could not
+    /// be written back, since on a full volume its map may need the very space that nobody may
+    /// reserve here meanwhile. The cluster stays, and who wants it asks again.
+    async fn drained_cluster(&self, entry: &Entry) -> Result<Option<OwnedRwLockWriteGuard<()>>> {
+        // The guard is asked for first: nobody reserves space here from now on. It is granted once
+        // the files that did have written their maps back (Q7).
+        let wanted = Box::pin(entry.rw.clone().write_owned());
+        let written_back = Box::pin(self.write_back_users(entry.addr));
+        match select(wanted, written_back).await {
+            Either::Left((guard, written_back)) => {
+                written_back.await?;
+                Ok(Some(guard))
+            }
+            Either::Right((all, wanted)) => Ok(if all? { Some(wanted.await) } else { None }),
+        }
     }
 
     /// Releases idle locks so that memory stays bounded.

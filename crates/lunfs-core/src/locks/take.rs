@@ -342,7 +342,12 @@ impl Volume {
 
     /// Rings for locks at their holder; `false`: the doorbell is full. A full or lost one is tried
     /// again by the caller.
-    async fn ring(&self, holder: Holder, locks: &[BlockNo], request: Request) -> Result<bool> {
+    pub(crate) async fn ring(
+        &self,
+        holder: Holder,
+        locks: &[BlockNo],
+        request: Request,
+    ) -> Result<bool> {
         let bell = Doorbell {
             state: BellState::Rung,
             request,

@@ -1,6 +1,8 @@
 //! A world without faults: a disk in memory, time that jumps, marks of life in a table.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod moody;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,7 +16,7 @@ use lunfs_core::env::{
     Rng,
 };
 use lunfs_core::{FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume};
-use lunfs_format::{Pulse, SlotNo, Timestamp, Timing};
+use lunfs_format::{BlockNo, JournalHeader, Pulse, SlotNo, Timestamp, Timing, kind, kind_of};
 
 /// A disk in memory with the latency of a good one.
 pub struct Ram {
@@ -279,4 +281,17 @@ pub async fn check_clean(env: &Env) {
     let options = lunfs_core::check::Options { offline: true, progress: None };
     let report = lunfs_core::check::check(&*env.disk, &options).await.expect("checks");
     assert!(report.is_clean(), "{:#?}", report.findings);
+}
+
+/// Both headers of a host's journal.
+pub fn journal_headers(ram: &Ram, of: &Volume) -> Vec<(BlockNo, JournalHeader)> {
+    (0..256 << 8)
+        .map(BlockNo)
+        .filter(|at| kind_of(&ram.get(at.offset(), 4096)) == Some(kind::JOURNAL_HEADER))
+        .filter_map(|at| {
+            let bytes = ram.get(at.offset(), 4096);
+            Some((at, JournalHeader::decode(&bytes, of.superblock().volume, at).ok()?))
+        })
+        .filter(|(_, header)| header.slot == of.slot())
+        .collect()
 }

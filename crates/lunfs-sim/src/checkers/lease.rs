@@ -11,7 +11,6 @@ use lunfs_core::env::Instant;
 use lunfs_format::{Holder, Pulse, PulseState, RECORD, SlotNo};
 
 use super::{Known, Place, View};
-use crate::clock::HostClock;
 use crate::disk::faults::Request;
 use crate::disk::watch::{Landing, Submission};
 use crate::executor::Owner;
@@ -21,7 +20,6 @@ const IMAGES_MAX: usize = 256;
 
 #[derive(Clone)]
 struct Life {
-    clock: HostClock,
     run: [u8; 16],
     holder: Option<Holder>,
     lease_ends: Option<Instant>,
@@ -38,15 +36,9 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    pub fn born(&self, owner: Owner, clock: HostClock, run: [u8; 16]) {
-        let life = Life {
-            clock,
-            run,
-            holder: None,
-            lease_ends: None,
-            images: Vec::new(),
-            has_left: false,
-        };
+    pub fn born(&self, owner: Owner, run: [u8; 16]) {
+        let life =
+            Life { run, holder: None, lease_ends: None, images: Vec::new(), has_left: false };
         self.lives.borrow_mut().insert(owner, life);
     }
 
@@ -117,7 +109,6 @@ impl Leases {
             let end = *submitted + lease;
             life.lease_ends = Some(life.lease_ends.map_or(end, |old| old.max(end)));
         }
-        debug_assert!(life.clock.at(landing.time) >= Instant(0));
     }
 }
 

@@ -1,0 +1,161 @@
+//! What comes of a claim when the disk fails during the replay.
+
+mod support;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{LocalBoxFuture, join};
+use lunfs_core::env::Env;
+use lunfs_core::{FileId, StopReason, Volume};
+use lunfs_format::BlockNo;
+use support::moody::{Ask, Fault, Moody, World, why, world};
+use support::{
+    beside, block_on, check_clean, directory, file, formatted, journal_headers, mount, pattern,
+    sleep,
+};
+
+/// A host that is polled now and then.
+struct Polled {
+    volume: Rc<Volume>,
+    serve: LocalBoxFuture<'static, StopReason>,
+}
+
+async fn polled(env: &Env, name: &str) -> Polled {
+    let volume = mount(env, name).await;
+    let served = volume.clone();
+    Polled { volume, serve: Box::pin(async move { served.serve().await }) }
+}
+
+/// A host that died with an fsynced file which is in its journal only, and two that may recover it.
+struct Death {
+    a: Rc<Volume>,
+    b: Polled,
+    c: Polled,
+    /// A file of `c`, in a directory of its own.
+    own: FileId,
+    victim: FileId,
+}
+
+async fn death(env: &Env) -> Death {
+    let mut a = polled(env, "a").await;
+    let mut b = beside(&mut a.serve, polled(env, "b")).await;
+    let mut c = beside(join(&mut a.serve, &mut b.serve), polled(env, "c")).await;
+    let story = async {
+        let (root, c) = (c.volume.root(), &c.volume);
+        let home = c.create(root, b"c", directory()).await.expect("works").id;
+        let own = c.create(home, b"own", file()).await.expect("works").id;
+        c.fsync(own).await.expect("works");
+        // From here on the root is locked by the one that dies.
+        let victim = a.volume.create(root, b"f", file()).await.expect("works").id;
+        a.volume.fsync(victim).await.expect("works");
+        (own, victim)
+    };
+    let hosts = join(&mut a.serve, join(&mut b.serve, &mut c.serve));
+    let (own, victim) = beside(hosts, story).await;
+    env.fence.leave(a.volume.slot());
+    Death { a: a.volume, b, c, own, victim }
+}
+
+/// Fails or hangs each write of a block in place.
+fn spoil(disk: &Moody, block: BlockNo, fault: Fault) {
+    disk.when(move |asked| {
+        (asked.ask == Ask::Write && asked.at == block.offset()).then_some(fault)
+    });
+}
+
+/// N25: a claimer whose replay hangs may not hand the claim back, since its writes may land: it
+/// stops, and the next one fences it first.
+#[test]
+fn a_claim_beyond_its_deadline_stops_its_claimer() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { b, victim, .. } = death(&env).await;
+        spoil(&disk, victim.addr.plus(1), Fault::Hang);
+        let began = env.clock.now();
+        let stopped = b.serve.await;
+        let b = b.volume;
+        assert!(why(stopped).contains("overran its deadline"));
+        let took = env.clock.now().since(began);
+        assert!(took > Duration::from_secs(60) && took < Duration::from_secs(75), "{took:?}");
+        assert_eq!(b.counters().claims_handed_back, 0);
+    });
+}
+
+/// S17: one block that could not be written stopped every host in turn. Now the first claimer
+/// stops, since its path may be the reason; the second one keeps its claim and works on.
+#[test]
+fn a_block_that_cannot_be_written_stops_one_claimer_not_all() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { a, b, c, own, victim } = death(&env).await;
+        spoil(&disk, victim.addr.plus(1), Fault::Fail);
+        let stopped = b.serve.await;
+        assert!(why(stopped).contains("replay of slot 0 failed"));
+        env.fence.leave(b.volume.slot());
+
+        let (c, mut serving) = (c.volume, c.serve);
+        let d = beside(&mut serving, async {
+            while c.counters().claims_kept == 0 {
+                sleep(&env, 100).await;
+            }
+            sleep(&env, 100_000).await;
+            assert_eq!((c.counters().claims_kept, c.counters().claims_handed_back), (1, 0));
+            c.write(own, 0, pattern(10_000, 1)).await.expect("works on");
+            c.fsync(own).await.expect("works on");
+            mount(&env, "d").await
+        })
+        .await;
+        // Nobody takes the claim from a host that lives, and that host does not free its slot.
+        let story = async {
+            sleep(&env, 100_000).await;
+            assert_eq!(d.counters().takeovers + d.counters().claims_after_claimer, 0);
+            let left = c.unmount().await.expect_err("its writes may land");
+            assert!(left.what.contains("may still land"), "{left}");
+        };
+        let mut serving_d = Box::pin(d.serve());
+        let (left, ()) = beside(&mut serving_d, join(serving, story)).await;
+        assert!(why(left).contains("have to take this host over"));
+        env.fence.leave(c.slot());
+        disk.well();
+
+        let story = async {
+            d.getattr(victim).await.expect("what was durable is there");
+            assert_eq!(d.read(own, 0, 1 << 20).await.expect("reads"), pattern(10_000, 1));
+            assert_eq!(d.counters().takeovers, 2, "{} and {}", a.slot(), c.slot());
+            d.unmount().await.expect("works");
+        };
+        assert_eq!(join(serving_d, story).await.0, StopReason::Unmounted);
+        check_clean(&env).await;
+    });
+}
+
+/// S23: after a claim was handed back the host paused for up to 32 s, and recovered no other dead
+/// host meanwhile, nor could it be unmounted.
+#[test]
+fn a_slot_that_cannot_be_recovered_holds_up_no_other() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { a, mut b, mut c, own, .. } = death(&env).await;
+        let headers = journal_headers(&disk.ram, &a);
+        disk.when(move |asked| {
+            let is_header = headers.iter().any(|(at, _)| at.offset() == asked.at);
+            (asked.ask == Ask::Read && is_header).then_some(Fault::Fail)
+        });
+        let handed_back = |of: &Polled| of.volume.counters().claims_handed_back;
+        beside(join(&mut b.serve, &mut c.serve), sleep(&env, 20_000)).await;
+        assert!(handed_back(&b) + handed_back(&c) > 3, "the pause is long by now");
+        env.fence.leave(c.volume.slot());
+        let died = env.clock.now();
+        let story = async {
+            b.volume.getattr(own).await.expect("is recovered");
+            b.volume.unmount().await.expect("works");
+        };
+        assert_eq!(join(b.serve, story).await.0, StopReason::Unmounted);
+        let took = env.clock.now().since(died);
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    });
+}

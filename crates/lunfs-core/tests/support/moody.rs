@@ -1,0 +1,193 @@
+//! A disk in memory that fails, hangs, leaves in doubt or forgets where a rule says so.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use lunfs_core::StopReason;
+use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
+
+use super::{Ram, Time, env_with_disk};
+
+/// What is asked of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A read.
+    Read,
+    /// A plain write.
+    Write,
+    /// A flush.
+    Flush,
+    /// A compare-and-write.
+    Swap,
+}
+
+/// A request: which, where, how long, and what a compare-and-write would write.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// What.
+    pub ask: Ask,
+    /// Where, in bytes.
+    pub at: u64,
+    /// How long, in bytes.
+    pub len: usize,
+    /// What it would write.
+    pub new: &'a [u8],
+}
+
+/// What it does instead.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// Says that it was not and never will be done.
+    Fail,
+    /// Never answers.
+    Hang,
+    /// A compare-and-write that is answered late with a doubt, and lands at once or never.
+    Doubt { lands: bool, after: Duration },
+}
+
+/// Decides about each request; `None`: it is done as on any disk.
+pub type Rule = Box<dyn Fn(Asked<'_>) -> Option<Fault>>;
+
+/// A disk in memory that breaks where a rule says so, and forgets what was not flushed.
+pub struct Moody {
+    pub ram: Rc<Ram>,
+    pub time: Time,
+    rule: RefCell<Rule>,
+    /// Answers of doubt so far.
+    pub doubts: Cell<u32>,
+    /// What writes without a later flush replaced, the oldest first.
+    volatile: Rc<RefCell<Vec<(u64, Vec<u8>)>>>,
+    /// How many of them flushes took out so far.
+    flushed: Rc<Cell<usize>>,
+}
+
+impl Moody {
+    /// From now on this rule decides.
+    pub fn when(&self, rule: impl Fn(Asked<'_>) -> Option<Fault> + 'static) {
+        *self.rule.borrow_mut() = Box::new(rule);
+    }
+
+    /// From now on nothing fails.
+    pub fn well(&self) {
+        self.when(|_| None);
+    }
+
+    /// Forgets what was not flushed.
+    pub fn lose_power(&self) {
+        for (at, old) in self.volatile.take().into_iter().rev() {
+            self.ram.put(at, &old);
+        }
+    }
+
+    fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
+        match (*self.rule.borrow())(asked)? {
+            Fault::Fail => Some(Box::pin(async { Err(IoError::Failed("broken".into())) })),
+            Fault::Hang => Some(Box::pin(std::future::pending())),
+            Fault::Doubt { lands, after } => {
+                self.doubts.set(self.doubts.get() + 1);
+                if lands {
+                    self.ram.put(asked.at, asked.new);
+                }
+                let late = self.time.sleep(after);
+                Some(Box::pin(async move {
+                    late.await;
+                    Err(IoError::InDoubt("no answer".into()))
+                }))
+            }
+        }
+    }
+}
+
+impl Disk for Moody {
+    fn capabilities(&self) -> Capabilities {
+        self.ram.capabilities()
+    }
+    fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
+        self.fault(Asked { ask: Ask::Read, at, len, new: &[] })
+            .unwrap_or_else(|| self.ram.read(at, len))
+    }
+    fn write(
+        &self,
+        at: u64,
+        data: Vec<u8>,
+        fua: bool,
+        until: Instant,
+    ) -> Answer<Result<(), IoError>> {
+        if let Some(answer) = self.fault(Asked { ask: Ask::Write, at, len: data.len(), new: &data })
+        {
+            return answer;
+        }
+        if !fua {
+            self.volatile.borrow_mut().push((at, self.ram.get(at, data.len())));
+        }
+        self.ram.write(at, data, fua, until)
+    }
+    fn flush(&self) -> Answer<Result<(), IoError>> {
+        if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
+            return answer;
+        }
+        let (done, volatile, flushed) =
+            (self.ram.flush(), self.volatile.clone(), self.flushed.clone());
+        let answered = flushed.get() + volatile.borrow().len();
+        Box::pin(async move {
+            done.await?;
+            // Another flush may have begun later and ended earlier.
+            let new = answered.saturating_sub(flushed.get());
+            volatile.borrow_mut().drain(..new);
+            flushed.set(flushed.get() + new);
+            Ok(())
+        })
+    }
+    fn compare_and_write(
+        &self,
+        at: u64,
+        expect: Vec<u8>,
+        new: Vec<u8>,
+        until: Instant,
+    ) -> Answer<Result<Compared, IoError>> {
+        let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
+        if let Some(answer) = self.fault(asked) {
+            return answer;
+        }
+        self.ram.compare_and_write(at, expect, new, until)
+    }
+    fn unmap(&self, at: u64, len: u64, until: Instant) -> Answer<Result<(), IoError>> {
+        self.ram.unmap(at, len, until)
+    }
+}
+
+/// One host's doors on such a disk.
+pub struct World {
+    pub env: Env,
+    pub time: Time,
+    pub disk: Rc<Moody>,
+}
+
+/// A new disk without a volume.
+pub fn world() -> World {
+    let (env, time, ram) = env_with_disk(256 << 20);
+    let disk = moody(ram, &time);
+    World { env: Env { disk: disk.clone(), ..env }, time, disk }
+}
+
+/// A disk that breaks by rules, over another one.
+pub fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
+    let rule: Rule = Box::new(|_| None);
+    Rc::new(Moody {
+        ram,
+        time: time.clone(),
+        rule: RefCell::new(rule),
+        doubts: Cell::new(0),
+        volatile: Rc::default(),
+        flushed: Rc::default(),
+    })
+}
+
+/// Why a host stopped.
+pub fn why(stopped: StopReason) -> String {
+    match stopped {
+        StopReason::Stopped(why) => why,
+        StopReason::Unmounted => panic!("it unmounted"),
+    }
+}
