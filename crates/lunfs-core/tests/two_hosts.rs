@@ -10,7 +10,9 @@ use lunfs_core::{
     FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
 };
 use lunfs_format::Timing;
-use support::{Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern};
+use support::{
+    Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern, within,
+};
 
 async fn formatted(env: &Env) {
     let options =
@@ -213,7 +215,8 @@ fn a_cluster_that_cannot_be_given_yet_stays_useful() {
             a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
             a.sync().await.expect("works");
             a.write(large, entries * FILE_BLOCK, pattern(4096, 2)).await.expect("has space");
-            b.create(others, b"x", file()).await.expect("gets space in the end");
+            let made = b.create(others, b"x", file());
+            within(&env, 60_000, made).await.expect("gets space in the end");
             let data = a.read(large, entries * FILE_BLOCK, 4096).await.expect("works");
             assert_eq!(data, pattern(4096, 2));
             a.unmount().await.expect("works");
@@ -303,7 +306,8 @@ fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
     });
 }
 
-/// R8: the last record is torn. It was never acknowledged; everything before it is.
+/// R8: the last record is torn, inside of an image whose header is whole. It was never
+/// acknowledged; everything before it is.
 #[test]
 fn a_torn_last_record_ends_the_journal() {
     let (env, time, disk) = env_with_disk(256 << 20);
@@ -322,16 +326,20 @@ fn a_torn_last_record_ends_the_journal() {
         })
         .await;
         let heads = blocks_of_kind(&disk, 0, 256 << 20, lunfs_format::kind::JOURNAL_RECORD);
-        let last = heads[heads.len() - 1];
-        disk.put(last + 4096, &[0x55; 512]);
+        let first_image = heads[heads.len() - 1] + 4096;
+        disk.put(first_image + 2048, &[0x55; 512]);
         env.fence.leave(dead);
-        beside(b.serve(), async {
+        let story = async {
             for i in 0..11 {
                 b.lookup(root, format!("f{i}").as_bytes()).await.expect("was synced");
             }
+            let last = b.lookup(root, b"f11").await.expect_err("its record was torn");
+            assert_eq!(last.kind, Kind::NotFound);
             assert_eq!(b.counters().takeovers, 1);
-        })
-        .await;
+            b.unmount().await.expect("works");
+        };
+        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        support::check_clean(&env).await;
     });
 }
 

@@ -265,6 +265,14 @@ pub async fn sleep(env: &Env, ms: u64) {
     env.clock.sleep(std::time::Duration::from_millis(ms)).await;
 }
 
+/// What `story` ends with; it must not take longer than this.
+pub async fn within<T>(env: &Env, ms: u64, story: impl Future<Output = T>) -> T {
+    match select(Box::pin(story), Box::pin(sleep(env, ms))).await {
+        Either::Left((out, _)) => out,
+        Either::Right(((), _)) => panic!("it has not ended after {ms} ms"),
+    }
+}
+
 /// Polls a host, or several joined, until `story` ends; they must not stop before.
 pub async fn beside<H: std::fmt::Debug, T>(
     host: impl Future<Output = H>,
