@@ -73,6 +73,8 @@ pub struct Allocator {
     renewed: u64,
     /// Where this host begins to look for clusters.
     home: u64,
+    /// What the last search in vain was for: a run of so many blocks beside so many free ones.
+    missed: (u32, u32),
 }
 
 impl Allocator {
@@ -87,6 +89,7 @@ impl Allocator {
             epochs: 0,
             renewed: 0,
             home: spread,
+            missed: (1, 0),
         }
     }
 
@@ -224,21 +227,22 @@ impl Drop for Reservation {
 /// What the space is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Contents of files: leaves a reserve.
-    Data,
-    /// Metadata: may use the reserve.
+    /// New contents, new files: leaves a reserve.
+    New,
+    /// Metadata that something accepted needs: may use the reserve.
     Metadata,
 }
 
 impl Volume {
     /// Sets a run of blocks aside, without waiting for another host.
     pub(crate) async fn reserve(&self, len: u32, purpose: Purpose) -> Result<Reservation> {
-        let reserve = if purpose == Purpose::Data { METADATA_RESERVE } else { 0 };
+        let reserve = if purpose == Purpose::New { METADATA_RESERVE } else { 0 };
         loop {
             if let Some(reservation) = self.reserve_held(len, reserve) {
                 return Ok(reservation);
             }
             if !self.take_cluster(len + reserve).await? {
+                self.alloc.borrow_mut().missed = (len, reserve);
                 return Err(Error::new(Kind::NoSpace, "no run of free blocks is left"));
             }
         }
@@ -301,15 +305,29 @@ impl Volume {
                 let alloc = self.alloc.borrow();
                 alloc.held.contains_key(&index) || alloc.seen.get(&index).is_some_and(|f| *f < need)
             };
-            if skip || !self.looks_free(index, need).await? {
+            if skip {
                 continue;
             }
-            if self.try_take(self.cluster_wish(index)).await?.is_some() {
-                self.alloc.borrow_mut().current = Some(index);
-                return Ok(true);
+            match self.take_if_free(index, need).await {
+                Ok(true) => {
+                    self.alloc.borrow_mut().current = Some(index);
+                    return Ok(true);
+                }
+                Ok(false) => {}
+                // One bad block is no reason to find no space elsewhere.
+                Err(e) if matches!(e.kind, Kind::Io | Kind::Corrupt) => {
+                    tracing::warn!(event = "cluster", index, error = %e, "is left alone");
+                    self.alloc.borrow_mut().saw(index, 0);
+                }
+                Err(e) => return Err(e),
             }
         }
         self.extend_frontier(false).await
+    }
+
+    async fn take_if_free(&self, index: u64, need: u32) -> Result<bool> {
+        Ok(self.looks_free(index, need).await?
+            && self.try_take(self.cluster_wish(index)).await?.is_some())
     }
 
     /// Reads a cluster's header without its lock: a hint.
@@ -404,8 +422,16 @@ impl Volume {
         let began = self.now();
         // The headers on disk are as old as their holders' last checkpoints: who believes them asks
         // for clusters that are full by now, and overlooks what was freed.
-        self.ask_for_space().await?;
+        let mut to_ask = self.other_hosts().await?;
         for _ in 0..SHOWING_LOOKS {
+            let mut not_rung = Vec::new();
+            for holder in to_ask {
+                // A doorbell may be full of requests of others.
+                if !self.ring(holder, &[], Request::ShowSpace).await? {
+                    not_rung.push(holder);
+                }
+            }
+            to_ask = not_rung;
             self.io.env.clock.sleep(SHOWING / SHOWING_LOOKS).await;
             if self.ask_for_clusters().await? {
                 return Ok(true);
@@ -415,17 +441,12 @@ impl Volume {
         Ok(false)
     }
 
-    /// Rings at every live host for what it has freed.
-    async fn ask_for_space(&self) -> Result<()> {
-        let seen = self.region.scan(&self.io).await?;
-        for pulse in seen.iter().filter_map(|seen| seen.pulse.as_ref()) {
-            if pulse.state == PulseState::Live && pulse.slot != self.slot() {
-                let holder = Holder { slot: pulse.slot, incarnation: pulse.incarnation };
-                // A doorbell that is full is one that somebody else rings: that host is busy.
-                self.ring(holder, &[], Request::ShowSpace).await?;
-            }
-        }
-        Ok(())
+    async fn other_hosts(&self) -> Result<Vec<Holder>> {
+        let seen = self.region.scan(&self.io).await?.into_iter().filter_map(|seen| seen.pulse);
+        Ok(seen
+            .filter(|pulse| pulse.state == PulseState::Live && pulse.slot != self.slot())
+            .map(|pulse| Holder { slot: pulse.slot, incarnation: pulse.incarnation })
+            .collect())
     }
 
     /// Puts what is freed here into the headers of its clusters, where other hosts see it.
@@ -434,24 +455,18 @@ impl Volume {
         self.settle_freed().await
     }
 
-    /// Takes those two clusters of other hosts that have most space free. `false`: none has enough,
-    /// as far as the disk shows.
+    /// Takes two clusters of other hosts in which there is room for what was missed: those with most
+    /// space of the first ones it finds. `false`: it got none.
     async fn ask_for_clusters(&self) -> Result<bool> {
+        let (len, reserve) = self.alloc.borrow().missed;
         let mut found = Vec::new();
         for index in 0..self.initialised().await? {
             if self.alloc.borrow().held.contains_key(&index) {
                 continue;
             }
-            let start = self.geometry().cluster_start(index);
-            let (lock, body) = self.read_lock(start).await?;
-            if lock.is_none_or(|l| l.object != LockObject::Cluster) {
-                continue;
-            }
-            let Ok(cluster) = Cluster::decode(&body, self.sb.volume, start.plus(1)) else {
-                continue;
-            };
-            let free = cluster.bitmap.count_free();
-            if free >= 2 * METADATA_RESERVE {
+            let Some(bitmap) = self.free_on_disk(index).await? else { continue };
+            let free = bitmap.count_free();
+            if free >= len + reserve && bitmap.find_run(len, 0).is_some() {
                 found.push((free, index));
             }
             if found.len() == CANDIDATES {
@@ -459,10 +474,35 @@ impl Volume {
             }
         }
         found.sort_unstable();
-        for (_, index) in found.iter().rev().take(2) {
-            drop(self.hold(self.cluster_wish(*index)).await?);
+        let mut taken = 0;
+        for (_, index) in found.iter().rev() {
+            match self.hold(self.cluster_wish(*index)).await {
+                Ok(_) => taken += 1,
+                Err(e) if e.kind == Kind::Stopped => return Err(e),
+                // Its holder died or does not give it up, or its header is damaged: there are more.
+                Err(e) => tracing::warn!(event = "cluster", index, error = %e, "stays there"),
+            }
+            if taken == 2 {
+                break;
+            }
         }
-        Ok(!found.is_empty())
+        Ok(taken > 0)
+    }
+
+    /// What a cluster's header on disk says is in use: a hint. `None`: it is not a cluster for
+    /// files, or nobody can tell.
+    async fn free_on_disk(&self, index: u64) -> Result<Option<Bitmap>> {
+        let start = self.geometry().cluster_start(index);
+        let (lock, body) = match self.read_lock(start).await {
+            Err(e) if e.kind == Kind::Io => return Ok(None),
+            read => read?,
+        };
+        let is_cluster = lock.is_some_and(|lock| {
+            let dead = lock.holder.is_some_and(|holder| self.is_unrecovered(holder));
+            lock.object == LockObject::Cluster && !dead
+        });
+        let header = Cluster::decode(&body, self.sb.volume, start.plus(1)).ok();
+        Ok(header.filter(|_| is_cluster).map(|header| header.bitmap))
     }
 
     /// Writes back the files that have space reserved in this cluster; `false`: not all could be.

@@ -205,7 +205,11 @@ impl Volume {
 
     /// Everything of the file that was acknowledged survives any crash from now on.
     pub async fn fsync(&self, file: FileId) -> Result<()> {
-        let _operation = self.operation()?;
+        // What was accepted may need a block for its map that only another host has.
+        self.with_space(async || self.fsync_once(file).await).await
+    }
+
+    async fn fsync_once(&self, file: FileId) -> Result<()> {
         self.write_back_id(file).await?;
         let written = self.inodes.borrow().get(&file).and_then(|i| i.written.get());
         if let Some(complete) = written {

@@ -279,7 +279,7 @@ impl Volume {
         }
         self.drained.set(true);
         let _recovering = self.recovering.lock().await;
-        let written = self.write_back_dirty().await;
+        let written = self.write_back_with_space().await;
         self.flush_data(self.io.flushes_begun()).await?;
         while !self.journal().is_empty() {
             self.journal().commit(&self.io).await?;
@@ -288,9 +288,13 @@ impl Volume {
         self.io.flush().await?;
         if let Some(dead) = self.kept_claim() {
             // Freeing our slot would say that nothing of ours can land any more.
+            let own = match &written {
+                Ok(()) => "all of this host is durable".to_owned(),
+                Err(e) => format!("not all of this host is durable: {e}"),
+            };
             let why = format!(
-                "all of this host is durable, but a write for the dead host in slot {dead} failed \
-                 and may still land: others have to take this host over"
+                "{own}; a write for the dead host in slot {dead} failed and may still land: others \
+                 have to take this host over"
             );
             self.io.stop(why.clone());
             return Err(Error::new(Kind::Stopped, why));

@@ -36,9 +36,8 @@ const CLAIM_DEADLINE: Duration = Duration::from_secs(60);
 const LAST_WORD_GRACE: Duration = Duration::from_millis(400);
 /// Pause between two looks at a slot that somebody waits for.
 const LOOK: Duration = Duration::from_millis(150);
-/// Claims of one dead host after which a claimer whose replay write fails stops no more, but keeps
-/// the claim: one may have met a path that failed, two met a block that cannot be written.
-const STOPPING_CLAIMS: u32 = 1;
+/// Pause after a fence that was not confirmed.
+const FENCE_PAUSE: Duration = Duration::from_secs(2);
 
 /// What this host watches of another slot.
 pub struct Watch {
@@ -188,7 +187,9 @@ impl Volume {
         }
         let _one = self.recovering.lock().await;
         let fresh = self.region.pulse(&self.io, pulse.slot).await?;
-        if fresh != *pulse {
+        // Whoever had the turn before may have failed at this very slot: the claim that it keeps
+        // looks like one that was left over.
+        if fresh != *pulse || !self.is_due(pulse) {
             return Ok(());
         }
         self.take_over(&fresh, verdict).await
@@ -200,10 +201,12 @@ impl Volume {
             tracing::warn!(event = "fence", slot, name = victim.name, "silent host is stopped");
             if let Err(e) = self.io.env.fence.fence(victim).await {
                 tracing::error!(event = "fence-failed", slot, error = %e);
+                self.unrecovered.borrow_mut().insert(dead_of(victim), self.now() + FENCE_PAUSE);
                 return Ok(());
             }
         }
         let ours_left = victim.claimer == Some(self.me());
+        let inherited = victim.claimer.is_some() && !ours_left;
         let mut claim = victim.clone();
         claim.state = PulseState::Claimed;
         claim.claimer = Some(self.me());
@@ -212,7 +215,7 @@ impl Volume {
         if let Settled::Lost(_) = self.region.swap(&self.io, victim, &claim).await? {
             return Ok(());
         }
-        if victim.claimer.is_some() && !ours_left {
+        if inherited {
             self.io.count(|c| c.claims_after_claimer += 1);
         }
         tracing::warn!(
@@ -227,7 +230,9 @@ impl Volume {
         let work = std::pin::pin!(self.replay_claimed(&claim));
         let deadline = self.io.env.clock.sleep_until(end);
         match futures_util::future::select(work, deadline).await {
-            futures_util::future::Either::Left((done, _)) => self.end_claim(&claim, done).await,
+            futures_util::future::Either::Left((done, _)) => {
+                self.end_claim(&claim, inherited, done).await
+            }
             futures_util::future::Either::Right(((), _)) => {
                 // Our replay writes may still land: nobody may touch that journal before we are
                 // fenced ourselves (N25).
@@ -263,17 +268,19 @@ impl Volume {
         Ok(done)
     }
 
-    /// Frees the slot after a replay, or hands the claim back.
+    /// Frees the slot after a replay, or hands the claim back, or keeps it. `inherited`: an earlier
+    /// claimer died in its claim.
     async fn end_claim(
         &self,
         claim: &Pulse,
+        inherited: bool,
         done: std::result::Result<Replayed, Failure>,
     ) -> Result<()> {
         let slot = claim.slot.0;
         let done = match done {
             Ok(done) => done,
             Err(Failure::Stopped(e)) => return Err(e),
-            Err(Failure::Write(e)) => return self.keep(claim, e),
+            Err(Failure::Write(e)) => return self.keep(claim, inherited, e),
             Err(failure) => return self.hand_back(claim, &failure).await,
         };
         let mut free = Pulse::free(claim.slot, Incarnation(claim.incarnation.0 + 1), self.nonce());
@@ -287,7 +294,6 @@ impl Volume {
             return Err(Error::new(Kind::Stopped, "a claimed slot changed"));
         }
         self.know(claim.slot, free.incarnation.0);
-        self.unrecovered.borrow_mut().remove(&dead_of(claim));
         self.io.count(|c| {
             c.takeovers += 1;
             c.replays_with_images += u64::from(done.applied > 0);
@@ -363,19 +369,28 @@ impl Volume {
         back.claimer = None;
         back.claim_failure = failure.code();
         back.nonce = self.nonce();
-        self.region.swap(&self.io, claim, &back).await?;
-        self.io.count(|c| c.claims_handed_back += 1);
         // Somebody else may be able to; we try again, but not at once.
         let pause = Duration::from_millis(500) * (1 << claim.claim_attempts.min(6));
         self.unrecovered.borrow_mut().insert(dead_of(claim), self.now() + pause);
+        if let Settled::Lost(found) = self.region.swap(&self.io, claim, &back).await?
+            && !self.is_later(&found, claim)
+        {
+            self.io.stop(format!("slot {} changed under its claimer", claim.slot));
+            return Err(Error::new(Kind::Stopped, "a claimed slot changed"));
+        }
+        self.io.count(|c| c.claims_handed_back += 1);
         Ok(())
     }
 
     /// A replay write failed, and may still land: nobody may replay that journal, or change what
     /// its host had locked, before we are fenced ourselves. So the claim ends with our life.
-    fn keep(&self, claim: &Pulse, failed: Error) -> Result<()> {
+    ///
+    /// The first to meet such a write stops, as after any other: its path may be the reason. When
+    /// an earlier claimer died already, the block is, and stopping would take down every host in
+    /// turn.
+    fn keep(&self, claim: &Pulse, inherited: bool, failed: Error) -> Result<()> {
         let slot = claim.slot.0;
-        if claim.claim_attempts <= STOPPING_CLAIMS {
+        if !inherited {
             self.io.stop(format!("a write of the replay of slot {slot} failed: {failed}"));
             return Err(Error::new(Kind::Stopped, failed.what));
         }
@@ -390,6 +405,11 @@ impl Volume {
         self.unrecovered.borrow_mut().insert(dead_of(claim), Instant::FAR);
         self.io.count(|c| c.claims_kept += 1);
         Ok(())
+    }
+
+    /// Was this host unable to recover that life?
+    pub(crate) fn is_unrecovered(&self, dead: Holder) -> bool {
+        self.unrecovered.borrow().contains_key(&dead)
     }
 
     /// A slot whose claim this host keeps.

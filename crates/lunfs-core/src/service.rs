@@ -385,7 +385,7 @@ impl Volume {
         loop {
             self.dirtied.notified().await;
             self.io.env.clock.sleep(WRITE_BACK_AGE).await;
-            if let Err(e) = self.write_back_dirty().await {
+            if let Err(e) = self.write_back_with_space().await {
                 if e.kind == Kind::Stopped {
                     return Err(e);
                 }

@@ -209,10 +209,31 @@ impl<'v> Transaction<'v> {
                 }
             }
             if self.guards.contains_key(&index) {
+                self.check_in_use(index, run)?;
                 self.direct.push(run);
             } else {
                 self.listed.push(Orphan::Run { start: run.start, len: run.len });
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses a run that only a damaged block can have named: one that is free already.
+    fn check_in_use(&self, index: u64, run: Run) -> Result<()> {
+        let lock = self.volume.geometry().cluster_start(index);
+        let header = self.volume.cached_cluster(lock);
+        let (first, len) = ((run.start.0 - lock.0) as u32, run.len as u32);
+        let is_free = (first..first + len).any(|block| !header.bitmap.get(block));
+        let end = run.start.0 + run.len;
+        let is_twice =
+            self.direct.iter().any(|r| r.start.0 < end && run.start.0 < r.start.0 + r.len);
+        if is_free || is_twice {
+            let what = format!(
+                "{len} blocks at {} are given up but free already; nothing was changed, run \
+                 `lunfs check`",
+                run.start
+            );
+            return Err(Error::new(Kind::Corrupt, what));
         }
         Ok(())
     }

@@ -227,6 +227,10 @@ impl Volume {
         let mut known = self.known.borrow_mut();
         let entry = known.entry(slot).or_insert(incarnation);
         *entry = (*entry).max(incarnation);
+        let now = *entry;
+        // Who was recovered is of no concern any more.
+        let mut unrecovered = self.unrecovered.borrow_mut();
+        unrecovered.retain(|dead, _| dead.slot != slot || dead.incarnation.0 >= now);
     }
 
     pub(crate) fn known_incarnation(&self, slot: SlotNo) -> Option<u64> {
@@ -289,27 +293,29 @@ impl Volume {
     }
 
     /// Runs an operation; when no space is left, other hosts are asked for some and it runs again.
-    pub(crate) async fn with_space<T>(&self, mut op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    pub(crate) async fn with_space<T>(&self, op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
         let _operation = self.operation()?;
-        let mut tries = 0;
-        loop {
+        let answer = self.seeking_space(op).await;
+        // What it says of the volume ("exists", attributes) may be of the past on a host that was
+        // stopped meanwhile (H15).
+        self.io.pass().await?;
+        answer
+    }
+
+    async fn seeking_space<T>(&self, mut op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        for round in 0..SPACE_TRIES {
             match op().await {
-                Err(e) if e.kind == Kind::NoSpace && tries < SPACE_TRIES => {
-                    tries += 1;
-                    if tries == 1 {
+                Err(e) if e.kind == Kind::NoSpace => {
+                    if round == 0 {
                         self.settle_freed().await?;
                     } else if !self.seek_space().await? {
                         return Err(e);
                     }
                 }
-                // What it says of the volume ("exists", attributes) may be of the past on a host
-                // that was stopped meanwhile (H15).
-                other => {
-                    self.io.pass().await?;
-                    return other;
-                }
+                other => return other,
             }
         }
+        op().await
     }
 
     /// Counts an open handle.
@@ -328,13 +334,18 @@ impl Volume {
     /// Everything acknowledged so far survives any crash from now on.
     pub async fn sync(&self) -> Result<()> {
         let _operation = self.operation()?;
-        self.write_back_dirty().await?;
+        self.write_back_with_space().await?;
         self.flush_data(self.io.flushes_begun()).await?;
         self.journal().commit(&self.io).await
     }
 
+    /// Writes back every file with pending changes, with space from other hosts if need be.
+    pub(crate) async fn write_back_with_space(&self) -> Result<()> {
+        self.seeking_space(async || self.write_back_dirty().await).await
+    }
+
     /// Writes back every file with pending changes. An error of one does not keep the others.
-    pub(crate) async fn write_back_dirty(&self) -> Result<()> {
+    async fn write_back_dirty(&self) -> Result<()> {
         let dirty: Vec<FileId> =
             self.inodes.borrow().values().filter(|i| i.is_dirty()).map(|i| i.id).collect();
         let mut first = Ok(());
@@ -342,7 +353,10 @@ impl Volume {
             match self.write_back_id(id).await {
                 Err(e) if e.kind == Kind::Stopped => return Err(e),
                 Err(e) if e.kind == Kind::Stale => {}
-                Err(e) => first = first.and(Err(e)),
+                Err(e) => {
+                    let what = format!("file {} cannot be written back: {e}", id.addr);
+                    first = first.and(Err(Error::new(e.kind, what)));
+                }
                 Ok(()) => {}
             }
         }

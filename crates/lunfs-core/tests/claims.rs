@@ -2,10 +2,11 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::future::{LocalBoxFuture, join};
+use futures_util::future::{LocalBoxFuture, join, select};
 use lunfs_core::env::Env;
 use lunfs_core::{FileId, StopReason, Volume};
 use lunfs_format::BlockNo;
@@ -129,6 +130,49 @@ fn a_block_that_cannot_be_written_stops_one_claimer_not_all() {
         };
         assert_eq!(join(serving_d, story).await.0, StopReason::Unmounted);
         check_clean(&env).await;
+    });
+}
+
+/// Two tasks of the second claimer waited for the dead host. When the first one's replay had met a
+/// write in doubt and kept the claim, the other one took it for a claim that was left over, and
+/// finished it. The late write then landed over what came after.
+#[test]
+fn a_kept_claim_is_not_taken_up_by_who_waited_meanwhile() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { b, c, victim, .. } = death(&env).await;
+        let late =
+            Fault::Late { answer: Duration::from_millis(200), landing: Duration::from_secs(30) };
+        let (times, body) = (Cell::new(0), victim.addr.plus(1).offset());
+        disk.when(move |asked| {
+            let is_it = asked.ask == Ask::Write && asked.at == body;
+            times.set(times.get() + u32::from(is_it));
+            match times.get() {
+                1 if is_it => Some(Fault::Fail),
+                2 if is_it => Some(late),
+                _ => None,
+            }
+        });
+        let stopped = b.serve.await;
+        assert!(why(stopped).contains("replay of slot 0 failed"));
+        env.fence.leave(b.volume.slot());
+        let (root, one) = (c.volume.root(), &c.volume);
+        let for_the_root = Box::pin(one.create(root, b"x", file()));
+        // Comes while the replay waits for its answer, and sees a claim of its own host.
+        let for_the_file = Box::pin(async {
+            while one.counters().takeovers == 0 {
+                sleep(&env, 10).await;
+            }
+            sleep(&env, 100).await;
+            one.write(victim, 0, pattern(100, 1)).await
+        });
+        let waiters = join(
+            select(for_the_root, Box::pin(sleep(&env, 20_000))),
+            select(for_the_file, Box::pin(sleep(&env, 20_000))),
+        );
+        beside(c.serve, waiters).await;
+        assert_eq!((one.counters().claims_kept, one.counters().takeovers), (1, 1), "only of b");
     });
 }
 

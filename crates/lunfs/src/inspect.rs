@@ -64,7 +64,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 fn superblocks(reader: &Reader) -> Result<()> {
     for copy in SUPERBLOCK_COPIES {
-        show(&format!("block {copy}"), Superblock::decode(&reader.block(copy)?, copy));
+        match reader.block(copy) {
+            Ok(bytes) => show(&format!("block {copy}"), Superblock::decode(&bytes, copy)),
+            Err(e) => println!("block {copy}: {e:#}"),
+        }
     }
     Ok(())
 }

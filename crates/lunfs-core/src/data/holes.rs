@@ -87,7 +87,7 @@ impl Volume {
                 }
                 continue;
             }
-            let reserved = self.reserve(64, Purpose::Data).await?;
+            let reserved = self.reserve(64, Purpose::New).await?;
             let entry = MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
             let complete = self.io.flushes_begun();
             let count = inode.change(

@@ -276,7 +276,7 @@ impl Volume {
         } else {
             let len = run_len(part.index, touched.end.max(if grown { used(&old) } else { 0 }));
             let reserved =
-                self.reserve(u32::try_from(len).expect("at most 64"), Purpose::Data).await?;
+                self.reserve(u32::try_from(len).expect("at most 64"), Purpose::New).await?;
             (reserved.start, len, Some(reserved))
         };
         let entry = MapEntry {
@@ -299,7 +299,7 @@ impl Volume {
         index: u64,
         old: &MapEntry,
     ) -> Result<()> {
-        let reserved = self.reserve(64, Purpose::Data).await?;
+        let reserved = self.reserve(64, Purpose::New).await?;
         let at = reserved.start;
         let valid: Vec<u64> = (0..used(old)).filter(|g| old.mask >> g & 1 == 1).collect();
         let mut bytes = vec![0; to_usize(used(old) * GRAIN)];

@@ -46,7 +46,7 @@ impl Volume {
         }
         self.write_back(guard).await?;
         let mut tx = self.begin(12).await?;
-        let reserved = self.reserve(2, Purpose::Metadata).await?;
+        let reserved = self.reserve(2, Purpose::New).await?;
         let id = FileId { addr: reserved.start, birth: reserved.birth };
         let lock = self.init_lock(&reserved).await?;
         let body = self.new_body(dir, new);

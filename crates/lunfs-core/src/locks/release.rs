@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
 use lunfs_format::{BlockNo, Doorbell, Holder, LockObject, Request, Stamp, stored_checksum};
@@ -16,6 +17,9 @@ use super::{Entry, Wish, WishKind, WriteGuard};
 use crate::error::{Kind, Result};
 use crate::lock::released;
 use crate::volume::Volume;
+
+/// How often a cluster that is to be given up is looked at for changes to write back.
+const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 
 impl Volume {
     /// Serves one request from the doorbell: hands over or lets go what we hold, or shows what
@@ -33,13 +37,10 @@ impl Volume {
                     None => continue,
                 },
             };
-            let successor = match bell.request {
-                Request::HandOver => Some(bell.ringer),
-                Request::LetGo | Request::ShowSpace => {
-                    self.mark_contended(&entry);
-                    None
-                }
-            };
+            let successor = (bell.request == Request::HandOver).then_some(bell.ringer);
+            if successor.is_none() {
+                self.mark_contended(&entry);
+            }
             self.release(&entry, successor).await?;
         }
         Ok(())
@@ -94,14 +95,27 @@ impl Volume {
     async fn drained_cluster(&self, entry: &Entry) -> Result<Option<OwnedRwLockWriteGuard<()>>> {
         // The guard is asked for first: nobody reserves space here from now on. It is granted once
         // the files that did have written their maps back (Q7).
-        let wanted = Box::pin(entry.rw.clone().write_owned());
-        let written_back = Box::pin(self.write_back_users(entry.addr));
-        match select(wanted, written_back).await {
-            Either::Left((guard, written_back)) => {
-                written_back.await?;
-                Ok(Some(guard))
-            }
-            Either::Right((all, wanted)) => Ok(if all? { Some(wanted.await) } else { None }),
+        let mut wanted = Box::pin(entry.rw.clone().write_owned());
+        loop {
+            let written_back = Box::pin(self.write_back_users(entry.addr));
+            wanted = match select(wanted, written_back).await {
+                Either::Left((guard, written_back)) => {
+                    written_back.await?;
+                    return Ok(Some(guard));
+                }
+                Either::Right((Ok(false), _)) => return Ok(None),
+                Either::Right((all, wanted)) => {
+                    all?;
+                    wanted
+                }
+            };
+            // What is left are writes under way: each has its space already, and becomes a change
+            // to write back when its data is on the disk.
+            let moment = self.io.env.clock.sleep(DRAIN_PAUSE);
+            wanted = match select(wanted, moment).await {
+                Either::Left((guard, _)) => return Ok(Some(guard)),
+                Either::Right(((), wanted)) => wanted,
+            };
         }
     }
 

@@ -27,6 +27,8 @@ use crate::volume::Volume;
 const RING_AGAIN: Duration = Duration::from_millis(400);
 /// Shortest and longest pause between two looks at a lock that is waited for.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(15));
+/// How long a cluster is waited for whose holder lives; longer than a takeover.
+const CLUSTER_WAIT: Duration = Duration::from_secs(20);
 /// Misses after which several locks are taken in order, waiting.
 const MISSES_MAX: u32 = 4;
 
@@ -142,6 +144,7 @@ impl Volume {
     async fn acquire(&self, entry: &Rc<Entry>) -> Result<()> {
         let mut rung: Option<(Holder, Version, Instant)> = None;
         let mut pause = POLL.0;
+        let began = self.now();
         loop {
             let (holder, generation) = match self.attempt(entry).await? {
                 Attempt::Done => return Ok(()),
@@ -161,9 +164,24 @@ impl Volume {
                 pause = POLL.0;
             }
             self.watch(holder).await?;
+            self.give_up_waiting(entry, holder, began)?;
             self.sleep_about(pause).await;
             pause = (pause * 3 / 2).min(POLL.1);
         }
+    }
+
+    /// Nothing else is waited for with an end: programs rather wait for a lock than fail. But space
+    /// can be looked for elsewhere, and who leaves waits for nobody that cannot be recovered.
+    fn give_up_waiting(&self, entry: &Entry, holder: Holder, began: Instant) -> Result<()> {
+        let is_cluster = entry.object == LockObject::Cluster;
+        let is_dead = self.is_unrecovered(holder) && (is_cluster || self.is_closing());
+        if is_dead || (is_cluster && self.now().since(began) > CLUSTER_WAIT) {
+            let state =
+                if is_dead { "died and cannot be recovered" } else { "does not give it up" };
+            let why = format!("lock {} is held by slot {}, which {state}", entry.addr, holder.slot);
+            return Err(Error::new(Kind::Busy, why));
+        }
+        Ok(())
     }
 
     /// Waits until a live holder lets go of an object that we only want to read, or did and took it

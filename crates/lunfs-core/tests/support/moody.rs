@@ -44,6 +44,8 @@ pub enum Fault {
     Hang,
     /// A compare-and-write that is answered late with a doubt, and lands at once or never.
     Doubt { lands: bool, after: Duration },
+    /// A write that is answered with a doubt after a moment, and lands much later.
+    Late { answer: Duration, landing: Duration },
 }
 
 /// Decides about each request; `None`: it is done as on any disk.
@@ -58,6 +60,8 @@ pub struct Moody {
     pub doubts: Cell<u32>,
     /// What writes without a later flush replaced, the oldest first.
     volatile: Rc<RefCell<Vec<(u64, Vec<u8>)>>>,
+    /// What lands later: when, where, what.
+    late: RefCell<Vec<(Instant, u64, Vec<u8>)>>,
     /// How many of them flushes took out so far.
     flushed: Rc<Cell<usize>>,
 }
@@ -71,6 +75,15 @@ impl Moody {
     /// From now on nothing fails.
     pub fn well(&self) {
         self.when(|_| None);
+    }
+
+    /// Has what is late land if it is time.
+    fn land(&self) {
+        let now = self.time.now();
+        let due = |late: &(Instant, u64, Vec<u8>)| late.0 <= now;
+        for (_, at, bytes) in self.late.borrow_mut().extract_if(.., |late| due(late)) {
+            self.ram.put(at, &bytes);
+        }
     }
 
     /// Forgets what was not flushed.
@@ -95,6 +108,15 @@ impl Moody {
                     Err(IoError::InDoubt("no answer".into()))
                 }))
             }
+            Fault::Late { answer, landing } => {
+                let landing = self.time.now() + landing;
+                self.late.borrow_mut().push((landing, asked.at, asked.new.to_vec()));
+                let answered = self.time.sleep(answer);
+                Some(Box::pin(async move {
+                    answered.await;
+                    Err(IoError::InDoubt("no answer".into()))
+                }))
+            }
         }
     }
 }
@@ -104,6 +126,7 @@ impl Disk for Moody {
         self.ram.capabilities()
     }
     fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
+        self.land();
         self.fault(Asked { ask: Ask::Read, at, len, new: &[] })
             .unwrap_or_else(|| self.ram.read(at, len))
     }
@@ -180,6 +203,7 @@ pub fn moody(ram: Rc<Ram>, time: &Time) -> Rc<Moody> {
         rule: RefCell::new(rule),
         doubts: Cell::new(0),
         volatile: Rc::default(),
+        late: RefCell::default(),
         flushed: Rc::default(),
     })
 }
