@@ -455,8 +455,8 @@ impl Volume {
         self.settle_freed().await
     }
 
-    /// Takes two clusters of other hosts in which there is room for what was missed: those with most
-    /// space of the first ones it finds. `false`: it got none.
+    /// Takes two clusters of other hosts in which there is room for what was missed: those with
+    /// most space of the first ones it finds. `false`: it got none.
     async fn ask_for_clusters(&self) -> Result<bool> {
         let (len, reserve) = self.alloc.borrow().missed;
         let mut found = Vec::new();

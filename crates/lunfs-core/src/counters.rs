@@ -1,4 +1,5 @@
-//! What a mount has met since it joined; the simulator insists that none of it stays zero.
+//! What a mount has met since it joined. The simulator insists that what a proof needs does not
+//! stay zero, and that what must not happen does.
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {

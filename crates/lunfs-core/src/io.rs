@@ -4,7 +4,7 @@
 //! - R1: a write is submitted only while the lease is open, and the disk looks at the clock again
 //!   when it submits. What was read is delivered only once the lease is open after the read.
 //! - A write that failed or is in doubt stops this host for good: nothing is retried into the
-//!   unknown.
+//!   unknown. A write for a dead host that is being recovered is its recoverer's to care for.
 //! - A compare-and-write in doubt is settled before its caller learns anything (R2, H4).
 //!
 //! Pulses do not pass here; they are what opens the gate (liveness.rs).

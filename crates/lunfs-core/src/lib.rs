@@ -13,8 +13,7 @@
 //! | `tree` | the B+tree of directories, maps and attributes |
 //! | `inode`, `view` | what a host knows of a file; reading with and without its lock |
 //! | `data`, `directory`, `attributes`, `orphans` | operations on files |
-//! | `volume`, `join`, `service` | one mount: its state, joining and leaving, what it does all
-//! the time |
+//! | `volume`, `join`, `service` | one mount: its state, coming and going, its services |
 //! | `format` | an empty volume |
 //! | `check` | the walker that shares no code with the above |
 //!

@@ -113,11 +113,6 @@ impl Liveness {
         self.doubt.retain(|a| a.image != *image);
     }
 
-    /// Does the answer of this attempt still matter?
-    pub fn awaits(&self, image: &Pulse) -> bool {
-        self.doubt.iter().any(|a| a.image == *image)
-    }
-
     fn confirm(&mut self, image: &Pulse) -> Option<Instant> {
         let attempt = self.doubt.iter().find(|a| a.image == *image)?.clone();
         self.confirmed = attempt.image;

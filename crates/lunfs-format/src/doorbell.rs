@@ -222,8 +222,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_space_names_no_lock() {
-        let space =
-            Doorbell { request: Request::ShowSpace, locks: Vec::new(), ..samples::doorbell() };
+        let space = samples::doorbell_space();
         let bytes = space.encode(VOLUME, SLOT, 0);
         assert_eq!(Doorbell::decode(bytes.as_slice(), VOLUME, SLOT, 0), Ok(space));
         let bytes = with(bytes.as_slice(), &LAYOUT, "lock_count", 1);

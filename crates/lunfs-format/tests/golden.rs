@@ -38,6 +38,8 @@ fn a_pulse_is_golden() {
 #[test]
 fn a_doorbell_is_golden() {
     is_golden("doorbell", samples::doorbell().encode(VOLUME, SlotNo(7), 6).as_slice());
+    let space = samples::doorbell_space().encode(VOLUME, SlotNo(7), 6);
+    is_golden("doorbell_space", space.as_slice());
     is_golden("doorbell_empty", Doorbell::empty(42).encode(VOLUME, SlotNo(7), 0).as_slice());
 }
 

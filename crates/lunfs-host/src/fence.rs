@@ -6,14 +6,11 @@
 //! describes, kill it, and wait until the mark is free.
 //!
 //! ```text
-//! mark free -> its process is gone -------------------------> fenced  (image; device: same
-//! machine)
-//! mark held -> same boot, machine, pid namespace? -> pidfd -> start time? -> SIGKILL -> mark
-//! free -> fenced
-//!                        | no                           | gone     | no                    | 10 s
-//!                        v                              |          v                       v
-//!                     refused                           |       refused                 refused
-//!                                                       +---------------------------------^
+//! mark free -> its process is gone: fenced (of a device: if it was on this machine)
+//! mark held -> same boot, machine, pid namespace?  no: refused
+//!           -> pidfd                               gone: wait for the mark
+//!           -> same start time?                    no: refused
+//!           -> SIGKILL -> wait for the mark        free: fenced; not within 10 s: refused
 //! ```
 //!
 //! Invariant: nothing is killed whose start time was not read after its pidfd was opened.

@@ -2,8 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `disk` | image files and block devices through io_uring; compare-and-write where there is
-//! none |
+//! | `disk` | images and block devices through io_uring; compare-and-write where there is none |
 //! | `ofd` | the marks by which programs of one machine meet on a source |
 //! | `fence`, `identity` | who runs a slot, is he alive, and stopping him |
 //! | `clock`, `rng` | time and chance |

@@ -44,6 +44,8 @@ const TELL_MAX: Duration = Duration::from_secs(1);
 pub enum Ending {
     /// Everything is durable and the slot is free.
     Unmounted,
+    /// The slot is free, but not everything that was accepted could be written. Says what not.
+    Lossy(String),
     /// Nothing is written any more; other hosts take over. The process must end now.
     Stopped(String),
 }
@@ -180,6 +182,9 @@ impl Session {
             _ = self.interrupt.recv() => Err(gave_up()),
         };
         if let Err(e) = left {
+            if self.volume.stopped() == Some(StopReason::Unmounted) {
+                return Ok(Ending::Lossy(e.to_string()));
+            }
             return Ok(Ending::Stopped(format!("unmount did not finish: {e}")));
         }
         match serving.await {
@@ -252,6 +257,9 @@ fn response(detached: &Result<(), Attached>, outcome: Option<&Result<Ending>>) -
         }
         (Ok(()), Some(Ok(Ending::Stopped(why)))) => Response::Error(format!(
             "the kernel's mount is gone, but the slot was not freed ({why}); others take it over"
+        )),
+        (Ok(()), Some(Ok(Ending::Lossy(why)))) => Response::Error(format!(
+            "unmounted, but not everything could be written ({why}); what was synced is there"
         )),
         (Ok(()), Some(Err(e))) => Response::Error(e.sentence()),
         (Ok(()), Some(Ok(Ending::Unmounted)) | None) => Response::Ok(Value::Null),

@@ -6,8 +6,7 @@
 //!
 //! Invariants:
 //! - `until` is compared with the host's clock at submission, and only then (R1). A pause of the
-//!   host
-//!   between that look and the device is possible: such a request is *held* until the pause ends.
+//!   host between that look and the device is possible: such a request is *held* until it ends.
 //! - A compare-and-write happens at one moment.
 //! - A request outlives the program that made it by at most the drain time, in the state in which
 //!   the program's death found it: done, half done, or not done.

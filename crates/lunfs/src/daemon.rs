@@ -42,6 +42,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let ending = runtime::block_on(serve(options));
     match ending {
         Ok(Ending::Unmounted) => Ok(ExitCode::SUCCESS),
+        Ok(Ending::Lossy(why)) => {
+            tracing::error!(event = "unwritten", why, "unmounted, but not all could be written");
+            Ok(ExitCode::FAILURE)
+        }
         Ok(Ending::Stopped(why)) => {
             tracing::error!(event = "stopped", why, "this mount is dead; other hosts take over");
             // At once: nothing may be written any more, not even by what destructors do.

@@ -162,7 +162,6 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
 }
 
 /// The daemon is another start of this program: no memory and no descriptor is shared with it.
-/// parent.
 fn start_daemon(options: &Options, source: &Path, host: &str, log: &Path) -> Result<Child> {
     let mut daemon = Command::new(std::env::current_exe().context("where is lunfs?")?);
     daemon.arg("daemon").arg(source).arg(&options.dir).args(["--host", host]);

@@ -185,7 +185,7 @@ impl Journal {
             self.starved.set(true);
             self.wanted.set(self.wanted.get().max(self.mark()));
             self.work.notify_one();
-            tokio_select(progress, io.until_stopped()).await;
+            either(progress, io.until_stopped()).await;
             io.pass().await?;
         }
     }
@@ -230,7 +230,7 @@ impl Journal {
             }
             self.wanted.set(self.wanted.get().max(mark));
             self.work.notify_one();
-            tokio_select(progress, io.until_stopped()).await;
+            either(progress, io.until_stopped()).await;
             io.pass().await?;
         }
     }
@@ -491,6 +491,6 @@ impl Journal {
     }
 }
 
-async fn tokio_select<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) {
+async fn either<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) {
     futures_util::future::select(std::pin::pin!(a), std::pin::pin!(b)).await;
 }

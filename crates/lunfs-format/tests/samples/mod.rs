@@ -66,6 +66,10 @@ pub fn doorbell() -> Doorbell {
     }
 }
 
+pub fn doorbell_space() -> Doorbell {
+    Doorbell { request: Request::ShowSpace, locks: Vec::new(), ..doorbell() }
+}
+
 pub fn lock() -> Lock {
     Lock {
         mode: LockMode::Exclusive,

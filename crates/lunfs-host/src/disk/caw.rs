@@ -4,9 +4,8 @@
 //! exclude its own threads. Requests that wait together share one flush:
 //!
 //! ```text
-//! pending --try mark--> batch: read all, compare all, write all -> one fdatasync -> unmark all
-//! -> answers
-//!     ^                    |
+//! pending --try mark--> batch: read all, compare all, write all -> one fdatasync
+//!     ^                    |                                       -> unmark all -> answers
 //!     +-- mark is held ----+   again in a millisecond, for at most MARK_WAIT_MAX
 //! ```
 //!

@@ -13,8 +13,7 @@
 //! - All I/O and all marks go through one open file description (ofd.rs says why).
 //! - A write is compared with its `until` right before each submission, also of a remainder (R1).
 //! - Nothing is submitted before the answer is awaited; once submitted, dropping the answer does
-//!   not
-//!   take it back.
+//!   not take it back.
 //!
 //! The rules: docs/protocol.md#image-files.
 

@@ -9,9 +9,8 @@
 //! - A node number is the address of the file's descriptor, 1 for the root; the generation its
 //!   birth.
 //! - The kernel caches nothing between calls (time-outs zero, direct I/O): what another host
-//!   changed
-//!   is seen at once, and after the lease nothing is answered from a cache (N31). Shared `mmap` is
-//!   allowed and is the exception: its pages are as old as their last fault.
+//!   changed is seen at once, and after the lease nothing is answered from a cache (N31). Shared
+//!   `mmap` is allowed and is the exception: its pages are as old as their last fault.
 //! - Permissions are checked by the kernel (`default_permissions`).
 //! - fcntl locks and flock stay local to the host's kernel.
 //!
