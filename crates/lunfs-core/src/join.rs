@@ -24,7 +24,7 @@ use crate::format::{empty_directory, lock_block, read_superblock};
 use crate::io::{Io, Settled};
 use crate::journal::Journal;
 use crate::journal::replay::newest_header;
-use crate::liveness::{Found, Liveness, lease};
+use crate::liveness::{Found, Liveness, claim_wait, interval, lease};
 use crate::lock::{Judged, judge};
 use crate::locks::stamp_matches;
 use crate::slots::{Seen, may_join};
@@ -37,6 +37,16 @@ impl Volume {
         if options.name.is_empty() || options.name.len() > 64 {
             return Err(Error::new(Kind::Invalid, "a host name has 1 to 64 bytes"));
         }
+        loop {
+            if let Some(volume) = Volume::join(env.clone(), options.clone()).await? {
+                return Ok(volume);
+            }
+        }
+    }
+
+    /// One attempt. `None`: there was no place for a journal, but now a dead host has left a slot
+    /// and its journal.
+    async fn join(env: Env, options: MountOptions) -> Result<Option<Rc<Volume>>> {
         let sb = read_superblock(&env).await?;
         let io = Io::new(env, sb.logical_block);
         // Until a slot is ours, all we write is the compare-and-write that takes one.
@@ -44,14 +54,29 @@ impl Volume {
         let volume = Volume::new(sb, io, options);
         let joined = volume.take_slot().await?;
         tracing::info!(event = "joining", slot = joined.slot.0, incarnation = joined.incarnation.0);
-        let setup = Box::pin(volume.set_up(joined.journal));
-        let pulses = Box::pin(volume.pulse_loop());
-        match select(setup, pulses).await {
-            Either::Left((done, _)) => done?,
-            Either::Right(((), _)) => {
-                let why = volume.io.stopped().unwrap_or_default();
-                return Err(Error::new(Kind::Stopped, why));
+        let setup = Box::pin(async {
+            let done = volume.set_up(joined.journal).await;
+            if !matches!(done, Ok(true)) && volume.io.stopped().is_none() {
+                // Others may use the slot at once. All that was written there was answered.
+                volume.leave_slot().await?;
+                volume.io.close();
+                volume.io.env.fence.leave(volume.slot());
             }
+            done
+        });
+        let pulses = Box::pin(volume.pulse_loop());
+        let done = match select(setup, pulses).await {
+            Either::Left((done, _)) => done,
+            Either::Right(((), setup)) => match volume.io.stopped() {
+                Some(why) => Err(Error::new(Kind::Stopped, why)),
+                None => setup.await,
+            },
+        };
+        if !done? {
+            // What the recovery left to do is listed in the journal's cluster: whoever comes there
+            // does it. The tasks would keep this volume in memory.
+            drop(volume.to_run.borrow_mut().take());
+            return Ok(None);
         }
         tracing::info!(event = "live", slot = joined.slot.0, incarnation = joined.incarnation.0);
         volume.spawn(|volume| async move {
@@ -59,7 +84,7 @@ impl Volume {
                 tracing::warn!(event = "reap", error = %e, "some deleted files stay for now");
             }
         });
-        Ok(volume)
+        Ok(Some(volume))
     }
 
     /// Finds a free slot and takes it.
@@ -71,7 +96,11 @@ impl Volume {
         if let Some(why) = may_join(&alive, &self.options.name, who.boot, who.machine) {
             return Err(Error::new(Kind::Busy, why));
         }
-        for free in seen.iter().filter_map(|s| s.pulse.as_ref()) {
+        // Slots with a journal first: on a full volume there is no place for another one.
+        let pulses = || seen.iter().filter_map(|s| s.pulse.as_ref());
+        let with_journal = pulses().filter(|pulse| pulse.journal.is_some());
+        let without = pulses().filter(|pulse| pulse.journal.is_none());
+        for free in with_journal.chain(without) {
             if free.state != PulseState::Free || !self.enter(free.slot)? {
                 continue;
             }
@@ -124,16 +153,22 @@ impl Volume {
         .with_journal(free.journal)
     }
 
-    /// Everything between the slot and being live, under the lease.
-    async fn set_up(&self, journal: Option<BlockNo>) -> Result<()> {
+    /// Everything between the slot and being live, under the lease. `false`: there was no place for
+    /// a journal, but somebody dead has left one meanwhile.
+    async fn set_up(&self, journal: Option<BlockNo>) -> Result<bool> {
         let seen = self.region.scan(&self.io).await?;
-        self.refuse_twin(&seen).await?;
+        self.refuse_twin(&seen)?;
         for pulse in seen.iter().filter_map(|s| s.pulse.as_ref()) {
             self.learn(pulse, self.now());
         }
         let cluster = match journal {
             Some(cluster) if self.is_journal_of(cluster, self.slot()).await? => cluster,
-            Some(_) | None => self.new_journal().await?,
+            Some(_) | None => match self.new_journal().await {
+                Err(e) if e.kind == Kind::NoSpace => {
+                    return if self.recover_anybody().await? { Ok(false) } else { Err(e) };
+                }
+                made => made?,
+            },
         };
         let place = self.journal_place(cluster);
         let header = newest_header(&self.io, place).await?;
@@ -157,7 +192,8 @@ impl Volume {
         .await?;
         let _ = self.journal_cell.set(Rc::new(journal));
         self.progress.set(1);
-        self.say(Intent { state: PulseState::Live, journal: Some(cluster) }).await
+        self.say(Intent { state: PulseState::Live, journal: Some(cluster) }).await?;
+        Ok(true)
     }
 
     /// Makes an empty orphan directory: its lock first, ours, then the body it covers.
@@ -182,7 +218,7 @@ impl Volume {
     }
 
     /// Two hosts of one name that joined at once: the one in the higher slot goes.
-    async fn refuse_twin(&self, seen: &[Seen]) -> Result<()> {
+    fn refuse_twin(&self, seen: &[Seen]) -> Result<()> {
         let who = &self.options.identity;
         let others: Vec<Seen> = seen
             .iter()
@@ -194,7 +230,6 @@ impl Volume {
             .cloned()
             .collect();
         if let Some(why) = may_join(&others, &self.options.name, who.boot, who.machine) {
-            self.leave_slot().await?;
             return Err(Error::new(Kind::Busy, why));
         }
         Ok(())
@@ -247,6 +282,19 @@ impl Volume {
             Kind::NoSpace,
             "no empty cluster is left for this host's journal; free some space on another host",
         ))
+    }
+
+    /// Recovers dead hosts until one was, or until all had the time to prove that they live. On a
+    /// full volume whose hosts all died, nobody could come back otherwise.
+    async fn recover_anybody(&self) -> Result<bool> {
+        tracing::warn!(event = "no-journal", "no place for a journal: looking for dead hosts");
+        let before = self.counters().takeovers;
+        let end = self.now() + 2 * claim_wait(self.sb.timing);
+        while self.now() < end && self.counters().takeovers == before {
+            self.look_around(SlotNo(0), self.sb.slot_count).await?;
+            self.sleep_about(interval(self.sb.timing) / 4).await;
+        }
+        Ok(self.counters().takeovers > before)
     }
 
     fn is_empty_cluster(&self, lock: &Lock, body: &[u8], start: BlockNo) -> bool {

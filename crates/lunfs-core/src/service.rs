@@ -321,7 +321,7 @@ impl Volume {
         }
     }
 
-    async fn look_around(&self, first: SlotNo, count: u32) -> Result<()> {
+    pub(crate) async fn look_around(&self, first: SlotNo, count: u32) -> Result<()> {
         let submitted = self.now();
         let seen = if count > SCAN.0 {
             self.region.scan(&self.io).await?

@@ -11,7 +11,8 @@ use lunfs_core::env::Env;
 use lunfs_core::{Fallocate, FileId, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
 use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Tree};
 use support::{
-    Ram, block_on, directory, env, env_with_disk, file, formatted, mount, pattern, sleep,
+    Ram, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
+    sleep,
 };
 
 /// Runs `work` while a host serves, which it does not survive by more than that.
@@ -311,5 +312,44 @@ fn a_file_with_many_attributes_can_be_deleted() {
             assert_eq!(a.space().await.expect("works").free, before);
         })
         .await;
+    });
+}
+
+/// The only host of a full volume died. Its slot was not free, a new slot had no journal, and there
+/// was no empty cluster for one: nobody could ever mount that volume again.
+#[test]
+fn a_full_volume_whose_hosts_died_can_be_mounted() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let last = served(&[&a], async {
+            for i in 0.. {
+                let name = format!("f{i}");
+                let id = match a.create(a.root(), name.as_bytes(), file()).await {
+                    Ok(made) => made.id,
+                    Err(_) => return i - 1,
+                };
+                if a.write(id, 0, pattern(8 << 20, i as u8)).await.is_err() {
+                    return i - 1;
+                }
+                a.fsync(id).await.expect("works");
+            }
+            unreachable!("a volume has an end")
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let b = mount(&env, "b").await;
+        assert_eq!(b.slot(), a.slot(), "there is one journal");
+        let work = async {
+            let name = format!("f{last}");
+            let id = b.lookup(b.root(), name.as_bytes()).await.expect("was synced").id;
+            let data = b.read(id, 0, 8 << 20).await.expect("reads");
+            assert!(data == pattern(8 << 20, last as u8), "the bytes of {name}");
+            b.unlink(b.root(), name.as_bytes()).await.expect("works");
+            b.unmount().await.expect("leaves");
+        };
+        assert_eq!(join(b.serve(), work).await.0, StopReason::Unmounted);
+        check_clean(&env).await;
     });
 }

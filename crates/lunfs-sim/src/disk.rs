@@ -16,6 +16,7 @@ mod handle;
 pub mod medium;
 mod plan;
 mod reply;
+mod spoiled;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -27,10 +28,11 @@ use lunfs_core::env::{Compared, Instant, IoError};
 use crate::chance::Chance;
 use crate::executor::{Executor, Owner};
 use crate::trace::{Event, Trace};
-use faults::{Latency, MILLISECOND, Rates, Request};
+use faults::{Fate, Latency, MILLISECOND, Rates, Request, Truth};
 use medium::{Answered, Before, Medium};
 use plan::{Step, Verdict};
 use reply::{Reply, Wait, reply};
+use spoiled::Spoiled;
 use watch::{Landing, Submission, Watch};
 
 pub use handle::HostDisk;
@@ -88,6 +90,7 @@ struct Inner {
     latency: Latency,
     stalled_until: BTreeMap<Owner, u64>,
     triggers: BTreeMap<Owner, Trigger>,
+    spoiled: Option<Spoiled>,
     /// Rises at every call and every answer.
     order: u64,
 }
@@ -155,6 +158,7 @@ impl SharedDisk {
                 latency: model.latency,
                 stalled_until: BTreeMap::new(),
                 triggers: BTreeMap::new(),
+                spoiled: None,
                 order: 0,
             }),
             requests: Cell::new(0),
@@ -183,7 +187,20 @@ impl SharedDisk {
 
     /// How often requests go wrong from now on.
     pub fn set_rates(&self, rates: Rates) {
-        self.inner.borrow_mut().rates = rates;
+        let mut inner = self.inner.borrow_mut();
+        inner.rates = rates;
+        if rates == Rates::NONE {
+            inner.spoiled = None;
+        }
+    }
+
+    /// What `owner` writes with its `countdown`-th plain write from now lies on blocks that nobody
+    /// can write any more, until nothing goes wrong again.
+    pub fn spoil(&self, owner: Owner, countdown: u32) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.rates != Rates::NONE && !matches!(inner.spoiled, Some(Spoiled::Blocks(_))) {
+            inner.spoiled = Some(Spoiled::Next { owner, countdown });
+        }
     }
 
     /// How often requests go wrong now.
@@ -318,10 +335,15 @@ impl SharedDisk {
     fn release(self: &Rc<Self>, number: u64) {
         let planned = {
             let mut inner = self.inner.borrow_mut();
-            let Inner { ops, rates, latency, stalled_until, .. } = &mut *inner;
+            let Inner { ops, rates, latency, stalled_until, spoiled, .. } = &mut *inner;
             let Some(op) = ops.get_mut(&number).filter(|op| op.held) else { return };
             op.held = false;
-            let fate = op.wanted.request.fate(rates, &self.chance);
+            let is_spoiled = op.wanted.request == Request::Write
+                && spoiled::meets(spoiled, op.owner, op.unit..op.unit + op.touched.len() as u64);
+            let fate = match is_spoiled {
+                true => Fate::InDoubt(Truth::draw(&self.chance)),
+                false => op.wanted.request.fate(rates, &self.chance),
+            };
             let now = self.executor.now();
             let stall = |owner| stalled_until.get(&owner).copied().unwrap_or(0);
             let start = now.max(stall(op.owner)).max(stall(Owner::WORLD));

@@ -47,6 +47,8 @@ pub struct Parameters {
     pub weights: [u64; EVENTS.len()],
     /// In a hundred cases, how often a claimer dies during its claim.
     pub kill_claimers: u32,
+    /// In a hundred cases, how often a claimer soon meets a block that nobody can write.
+    pub spoil_claims: u32,
     /// In a hundred cases, how often a parent outlives its program.
     pub parents: u32,
     /// Longest time before a host starts again.
@@ -121,6 +123,7 @@ impl Parameters {
             event_every: *chance.pick(&[2, 6, 6, 20]) * SECOND,
             weights,
             kill_claimers: *chance.pick(&[0, 0, 20, 50]),
+            spoil_claims: *Chance::stream(seed, "spoil").pick(&[0, 0, 10, 40]),
             parents: *chance.pick(&[0, 50, 100]),
             restart_max: *chance.pick(&[100, 2_000, 20_000]) * MILLISECOND,
             setup: SetupOptions { common: 3, common_size: 128 * 1024, arena: 3 },
@@ -214,7 +217,7 @@ impl Run<'_> {
             let keeper = keep(Rc::clone(world), host, Rc::clone(keeping));
             world.executor.spawn(Owner::WORLD, keeper);
         }
-        self.kill_claimers();
+        self.trouble_claimers();
         let chance = Chance::stream(parameters.world.seed, "schedule");
         let end = world.executor.now() + parameters.duration;
         world.disk.set_rates(parameters.rates);
@@ -228,11 +231,15 @@ impl Run<'_> {
         world.disk.set_rates(Rates::NONE);
     }
 
-    fn kill_claimers(&self) {
-        let percent = self.parameters.kill_claimers;
+    fn trouble_claimers(&self) {
+        let (percent, spoil) = (self.parameters.kill_claimers, self.parameters.spoil_claims);
+        let chance = Chance::stream(self.parameters.world.seed, "spoiled claims");
         let weak = Rc::downgrade(&self.world);
         self.world.checkers.on_claim(move |claimer| {
             let Some(world) = weak.upgrade() else { return };
+            if chance.percent(spoil) {
+                world.disk.spoil(claimer, u32::try_from(chance.between(1, 6)).unwrap_or(1));
+            }
             if world.is_quiet.get() || !world.chance.percent(percent) {
                 return;
             }
@@ -341,12 +348,28 @@ impl Run<'_> {
             let what = format!("R14: not all hosts unmount: {:?}", world.progress.list());
             world.findings.add(Owner::WORLD, what);
         }
+        if world.counters().claims_kept > 0 && !self.is_over() {
+            // The last one to keep a claim does not leave by itself.
+            recover_alone(world, 0);
+        }
+    }
+
+    /// The storage is mended: whoever keeps a claim has to end, so that others recover both.
+    fn end_kept_claims(&self) {
+        for owner in self.world.alive() {
+            let program = self.world.program(owner);
+            let volume = program.volume.borrow().clone();
+            if volume.is_some_and(|volume| volume.counters().claims_kept > 0) {
+                crash(&self.world, owner);
+            }
+        }
     }
 
     fn watch_until(&self, end: u64, quiet_since: u64) {
         let world = &self.world;
         while world.executor.now() < end && !self.is_over() {
             world.run((world.executor.now() + SECOND).min(end), || false);
+            self.end_kept_claims();
             if let Some((owner, what)) = world.progress.overdue() {
                 let all = world.progress.list();
                 world.findings.add(owner, format!("{what}; under way: {all:?}"));

@@ -105,6 +105,17 @@ pub enum Truth {
     Late,
 }
 
+impl Truth {
+    /// One of them.
+    pub fn draw(chance: &Chance) -> Truth {
+        match chance.below(3) {
+            0 => Truth::Never,
+            1 => Truth::Early,
+            _ => Truth::Late,
+        }
+    }
+}
+
 /// What happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -154,11 +165,6 @@ impl Request {
 
     /// Draws what happens to one request of this kind.
     pub fn fate(self, rates: &Rates, chance: &Chance) -> Fate {
-        let truth = || match chance.below(3) {
-            0 => Truth::Never,
-            1 => Truth::Early,
-            _ => Truth::Late,
-        };
         let (in_doubt, failed, doubled) = match self {
             Request::Read => (0, rates.read_failed, 0),
             Request::Write | Request::Unmap => (rates.write_in_doubt, 0, rates.doubled),
@@ -166,7 +172,7 @@ impl Request {
             Request::Flush => (rates.flush_in_doubt, 0, 0),
         };
         if chance.hits(in_doubt) {
-            Fate::InDoubt(truth())
+            Fate::InDoubt(Truth::draw(chance))
         } else if chance.hits(failed) {
             Fate::Failed
         } else if chance.hits(doubled) {
