@@ -132,7 +132,7 @@ impl Volume {
             return;
         }
         let now = self.now();
-        let well = self.pulsed_well_since(submitted);
+        let well = self.pulsed_well();
         let gone = self.is_proven_gone(pulse);
         let mut watches = self.watches.borrow_mut();
         match watches.get_mut(&pulse.slot) {

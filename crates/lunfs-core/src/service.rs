@@ -112,7 +112,7 @@ impl Volume {
     }
 
     /// Did our own pulses go well, so that what we saw of others counts (R3)?
-    pub(crate) fn pulsed_well_since(&self, _submitted: Instant) -> bool {
+    pub(crate) fn pulsed_well(&self) -> bool {
         self.now().since(self.pulsed_at.get()) <= lease(self.sb.timing) / 2
     }
 
