@@ -441,7 +441,7 @@ impl Volume {
         Ok(false)
     }
 
-    async fn other_hosts(&self) -> Result<Vec<Holder>> {
+    pub(crate) async fn other_hosts(&self) -> Result<Vec<Holder>> {
         let seen = self.region.scan(&self.io).await?.into_iter().filter_map(|seen| seen.pulse);
         Ok(seen
             .filter(|pulse| pulse.state == PulseState::Live && pulse.slot != self.slot())

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use futures_util::future::{Either, select};
 use lunfs_format::{
     BlockNo, Cluster, Holder, JOURNAL_ORPHANS, Lock, LockMode, LockObject, Pulse, PulseState,
-    SlotNo, Stamp, Version,
+    Request, SlotNo, Stamp, Version,
 };
 
 use crate::allocate::Allocator;
@@ -30,6 +30,9 @@ use crate::locks::stamp_matches;
 use crate::slots::{Seen, may_join};
 use crate::types::MountOptions;
 use crate::volume::{Intent, Volume};
+
+/// How often a joiner without place for a journal looks for a cluster that another host let go.
+const ASK_ROUNDS: u32 = 12;
 
 impl Volume {
     /// Mounts the volume as a new host. The caller must poll `serve` from now on.
@@ -164,9 +167,11 @@ impl Volume {
         let cluster = match journal {
             Some(cluster) if self.is_journal_of(cluster, self.slot()).await? => cluster,
             Some(_) | None => match self.new_journal().await {
-                Err(e) if e.kind == Kind::NoSpace => {
-                    return if self.recover_anybody().await? { Ok(false) } else { Err(e) };
-                }
+                Err(e) if e.kind == Kind::NoSpace => match self.ask_for_a_journal().await? {
+                    Some(cluster) => cluster,
+                    None if self.recover_anybody().await? => return Ok(false),
+                    None => return Err(e),
+                },
                 made => made?,
             },
         };
@@ -282,6 +287,36 @@ impl Volume {
             Kind::NoSpace,
             "no empty cluster is left for this host's journal; free some space on another host",
         ))
+    }
+
+    /// Has live hosts show their space and let go of an empty cluster, and takes one for a journal.
+    /// A host that once filled the volume holds all clusters, empty as they may be by now.
+    async fn ask_for_a_journal(&self) -> Result<Option<BlockNo>> {
+        tracing::info!(event = "no-journal", "no free cluster for a journal: asking other hosts");
+        for holder in self.other_hosts().await? {
+            self.ring(holder, &[], Request::ShowSpace).await?;
+        }
+        for _ in 0..ASK_ROUNDS {
+            self.sleep_about(interval(self.sb.timing) / 4).await;
+            for index in 1..self.initialised().await? {
+                let start = self.geometry().cluster_start(index);
+                let (lock, body) = self.read_lock(start).await?;
+                let holder =
+                    lock.filter(|l| l.object == LockObject::Cluster).and_then(|l| l.holder);
+                if let Some(holder) = holder
+                    && Cluster::decode(&body, self.sb.volume, start.plus(1))
+                        .is_ok_and(|c| c.bitmap.count_free() == c.blocks - 2)
+                {
+                    self.ring(holder, &[start], Request::LetGo).await?;
+                    break;
+                }
+            }
+            match self.new_journal().await {
+                Err(e) if e.kind == Kind::NoSpace => {}
+                made => return made.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// Recovers dead hosts until one was, or until all had the time to prove that they live. On a

@@ -263,6 +263,37 @@ fn two_hosts_on_a_full_volume_both_get_on() {
     });
 }
 
+/// A host had filled the volume and deleted everything again: it held every cluster, empty as they
+/// were, and no other host found one for its journal.
+#[test]
+fn who_once_filled_the_volume_locks_nobody_out() {
+    let (env, time) = env(64 << 20);
+    block_on(&time, async {
+        support::formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let mut serve_a = Box::pin(a.serve());
+        let b = beside(&mut serve_a, async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            for i in 0.. {
+                if a.write(id, i << 20, pattern(1 << 20, 1)).await.is_err() {
+                    break;
+                }
+            }
+            a.unlink(a.root(), b"f").await.expect("works");
+            mount(&env, "b").await
+        })
+        .await;
+        let story = async {
+            b.create(b.root(), b"g", file()).await.expect("works");
+            a.unmount().await.expect("works");
+            b.unmount().await.expect("works");
+        };
+        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
+        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
+        support::check_clean(&env).await;
+    });
+}
+
 /// Whole blocks of the disk that carry a header of this kind, by address in bytes.
 fn blocks_of_kind(disk: &Ram, from: u64, to: u64, kind: u16) -> Vec<u64> {
     (from..to)

@@ -39,6 +39,9 @@ const SESSION_END_MAX: Duration = Duration::from_secs(1);
 /// How long the caller of `unmount` may take to read the answer.
 const TELL_MAX: Duration = Duration::from_secs(1);
 
+/// Signals so soon after the first are the same wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
 /// How a mount ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -175,11 +178,19 @@ impl Session {
     /// No request can come any more: make all durable, free the slot. A signal gives up.
     async fn finish(&mut self, serving: &mut JoinHandle<StopReason>) -> Result<Ending> {
         let volume = Rc::clone(&self.volume);
-        let left = tokio::select! {
-            biased;
-            left = volume.unmount() => left,
-            _ = self.terminate.recv() => Err(gave_up()),
-            _ = self.interrupt.recv() => Err(gave_up()),
+        let began = tokio::time::Instant::now();
+        let mut leaving = std::pin::pin!(volume.unmount());
+        let left = loop {
+            tokio::select! {
+                biased;
+                left = &mut leaving => break left,
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            // A terminal signals the whole group, and the parent passes it on: that is one wish.
+            if began.elapsed() > SAME_WISH {
+                break Err(gave_up());
+            }
         };
         if let Err(e) = left {
             if self.volume.stopped() == Some(StopReason::Unmounted) {
