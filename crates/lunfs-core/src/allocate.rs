@@ -11,7 +11,7 @@ use std::rc::Weak;
 use std::time::Duration;
 
 use lunfs_format::{
-    Bitmap, BlockNo, Cluster, Geometry, Holder, LockObject, PulseState, RECORD, Request,
+    Bitmap, BlockNo, Cluster, Geometry, Holder, Lock, LockObject, PulseState, RECORD, Request,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -332,15 +332,11 @@ impl Volume {
 
     /// Reads a cluster's header without its lock: a hint.
     async fn looks_free(&self, index: u64, need: u32) -> Result<bool> {
-        let start = self.geometry().cluster_start(index);
-        let (lock, body) = self.read_lock(start).await?;
-        let Some(lock) = lock.filter(|l| l.object == LockObject::Cluster) else {
+        let Some((lock, cluster)) = self.peek_cluster(index).await? else {
             self.alloc.borrow_mut().saw(index, 0);
             return Ok(false);
         };
-        let Ok(cluster) = Cluster::decode(&body, self.sb.volume, start.plus(1)) else {
-            return Ok(false);
-        };
+        let Some(cluster) = cluster else { return Ok(false) };
         let free = cluster.bitmap.count_free();
         self.alloc.borrow_mut().saw(index, free);
         let held = lock.holder.is_some_and(|h| {
@@ -349,11 +345,20 @@ impl Volume {
         Ok(free >= need && !held)
     }
 
+    /// Lock and header of a cluster for files as they are on the disk: a hint. The header may be one
+    /// that cannot be decoded.
+    pub(crate) async fn peek_cluster(&self, index: u64) -> Result<Option<(Lock, Option<Cluster>)>> {
+        let start = self.geometry().cluster_start(index);
+        let (lock, body) = self.read_lock(start).await?;
+        let header = || Cluster::decode(&body, self.sb.volume, start.plus(1)).ok();
+        Ok(lock.filter(|lock| lock.object == LockObject::Cluster).map(|lock| (lock, header())))
+    }
+
     /// Clusters that were ever initialised.
     pub(crate) async fn initialised(&self) -> Result<u64> {
         let at = lunfs_format::FRONTIER_LOCK;
         let bytes = self.io.read_record(at.offset()).await?;
-        let lock = lunfs_format::Lock::decode(&bytes[..RECORD], self.sb.volume, at)
+        let lock = Lock::decode(&bytes[..RECORD], self.sb.volume, at)
             .map_err(|e| Error::corrupt(at, &e))?;
         if lock.payload > self.sb.cluster_count {
             let why = format!("the frontier {} is behind the last cluster", lock.payload);
@@ -394,7 +399,7 @@ impl Volume {
         // A crash before this leaves clusters initialised that nobody believes in: the next host
         // does it again. Nobody uses them before the frontier says so.
         let payload = if from == seen { to } else { from };
-        let raised = lunfs_format::Lock { payload, ..lock };
+        let raised = Lock { payload, ..lock };
         let none = lunfs_format::Stamp::default();
         let new = crate::lock::released(&raised, self.me().slot, None, none, self.nonce());
         self.swap_held(at, &lock, &new).await?;
@@ -424,14 +429,7 @@ impl Volume {
         // for clusters that are full by now, and overlooks what was freed.
         let mut to_ask = self.other_hosts().await?;
         for _ in 0..SHOWING_LOOKS {
-            let mut not_rung = Vec::new();
-            for holder in to_ask {
-                // A doorbell may be full of requests of others.
-                if !self.ring(holder, &[], Request::ShowSpace).await? {
-                    not_rung.push(holder);
-                }
-            }
-            to_ask = not_rung;
+            to_ask = self.ring_for_space(to_ask).await?;
             self.io.env.clock.sleep(SHOWING / SHOWING_LOOKS).await;
             if self.ask_for_clusters().await? {
                 return Ok(true);
@@ -441,6 +439,18 @@ impl Volume {
         Ok(false)
     }
 
+    /// Asks hosts to show their space. Returns those whose doorbell is full of requests of others.
+    pub(crate) async fn ring_for_space(&self, hosts: Vec<Holder>) -> Result<Vec<Holder>> {
+        let mut not_rung = Vec::new();
+        for host in hosts {
+            if !self.ring(host, &[], Request::ShowSpace).await? {
+                not_rung.push(host);
+            }
+        }
+        Ok(not_rung)
+    }
+
+    /// The live hosts but this one.
     pub(crate) async fn other_hosts(&self) -> Result<Vec<Holder>> {
         let seen = self.region.scan(&self.io).await?.into_iter().filter_map(|seen| seen.pulse);
         Ok(seen
@@ -464,9 +474,18 @@ impl Volume {
             if self.alloc.borrow().held.contains_key(&index) {
                 continue;
             }
-            let Some(bitmap) = self.free_on_disk(index).await? else { continue };
-            let free = bitmap.count_free();
-            if free >= len + reserve && bitmap.find_run(len, 0).is_some() {
+            let (lock, header) = match self.peek_cluster(index).await {
+                Ok(Some((lock, Some(header)))) => (lock, header),
+                // No cluster for files, or nobody can tell.
+                Ok(_) => continue,
+                Err(e) if e.kind == Kind::Io => continue,
+                Err(e) => return Err(e),
+            };
+            if lock.holder.is_some_and(|holder| self.is_unrecovered(holder)) {
+                continue;
+            }
+            let free = header.bitmap.count_free();
+            if free >= len + reserve && header.bitmap.find_run(len, 0).is_some() {
                 found.push((free, index));
             }
             if found.len() == CANDIDATES {
@@ -487,22 +506,6 @@ impl Volume {
             }
         }
         Ok(taken > 0)
-    }
-
-    /// What a cluster's header on disk says is in use: a hint. `None`: it is not a cluster for
-    /// files, or nobody can tell.
-    async fn free_on_disk(&self, index: u64) -> Result<Option<Bitmap>> {
-        let start = self.geometry().cluster_start(index);
-        let (lock, body) = match self.read_lock(start).await {
-            Err(e) if e.kind == Kind::Io => return Ok(None),
-            read => read?,
-        };
-        let is_cluster = lock.is_some_and(|lock| {
-            let dead = lock.holder.is_some_and(|holder| self.is_unrecovered(holder));
-            lock.object == LockObject::Cluster && !dead
-        });
-        let header = Cluster::decode(&body, self.sb.volume, start.plus(1)).ok();
-        Ok(header.filter(|_| is_cluster).map(|header| header.bitmap))
     }
 
     /// Writes back the files that have space reserved in this cluster; `false`: not all could be.

@@ -293,20 +293,16 @@ impl Volume {
     /// A host that once filled the volume holds all clusters, empty as they may be by now.
     async fn ask_for_a_journal(&self) -> Result<Option<BlockNo>> {
         tracing::info!(event = "no-journal", "no free cluster for a journal: asking other hosts");
-        for holder in self.other_hosts().await? {
-            self.ring(holder, &[], Request::ShowSpace).await?;
-        }
+        let mut to_ask = self.other_hosts().await?;
         for _ in 0..ASK_ROUNDS {
+            to_ask = self.ring_for_space(to_ask).await?;
             self.sleep_about(interval(self.sb.timing) / 4).await;
             for index in 1..self.initialised().await? {
-                let start = self.geometry().cluster_start(index);
-                let (lock, body) = self.read_lock(start).await?;
-                let holder =
-                    lock.filter(|l| l.object == LockObject::Cluster).and_then(|l| l.holder);
-                if let Some(holder) = holder
-                    && Cluster::decode(&body, self.sb.volume, start.plus(1))
-                        .is_ok_and(|c| c.bitmap.count_free() == c.blocks - 2)
+                if let Some((lock, Some(cluster))) = self.peek_cluster(index).await?
+                    && let Some(holder) = lock.holder
+                    && cluster.is_empty()
                 {
+                    let start = self.geometry().cluster_start(index);
                     self.ring(holder, &[start], Request::LetGo).await?;
                     break;
                 }
@@ -341,9 +337,8 @@ impl Volume {
         };
         settled
             && lock.object == LockObject::Cluster
-            && Cluster::decode(body, self.sb.volume, start.plus(1)).is_ok_and(|c| {
-                c.version >= lock.stamp.version && c.bitmap.count_free() == c.blocks - 2
-            })
+            && Cluster::decode(body, self.sb.volume, start.plus(1))
+                .is_ok_and(|c| c.version >= lock.stamp.version && c.is_empty())
     }
 
     /// Leaves cleanly: everything durable and in place, then the slot is free at the next

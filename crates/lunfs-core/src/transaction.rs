@@ -323,7 +323,9 @@ impl<'v> Transaction<'v> {
         let geometry = self.volume.geometry();
         let index = geometry.cluster_of(start).expect("a run in a cluster");
         let first = geometry.cluster_start(index);
-        let header = headers.entry(index).or_insert_with(|| self.volume.cached_cluster(first));
+        let header = headers
+            .entry(index)
+            .or_insert_with(|| Cluster::clone(&self.volume.cached_cluster(first)));
         let (offset, len) = ((start.0 - first.0) as u32, len as u32);
         let once = (offset..offset + len).all(|i| header.bitmap.get(i) != used);
         // Going on would give somebody's block to somebody else.
@@ -418,9 +420,9 @@ impl Volume {
         }
     }
 
-    fn cached_cluster(&self, lock: BlockNo) -> Cluster {
+    fn cached_cluster(&self, lock: BlockNo) -> Rc<Cluster> {
         match self.cache.borrow().get(lock.plus(1)).map(|c| c.meta.clone()) {
-            Some(Meta::Cluster(header)) => Cluster::clone(&header),
+            Some(Meta::Cluster(header)) => header,
             Some(_) | None => panic!("the header of the held cluster {lock} is not cached"),
         }
     }

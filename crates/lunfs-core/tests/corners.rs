@@ -4,15 +4,13 @@
 mod support;
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
-use lunfs_core::env::Env;
 use lunfs_core::{Fallocate, FileId, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
 use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Tree};
 use support::{
     Ram, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
-    sleep,
+    sleep, within,
 };
 
 /// Runs `work` while a host serves, which it does not survive by more than that.
@@ -21,14 +19,6 @@ async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> T {
     match select(all, Box::pin(work)).await {
         Either::Left(((why, _, _), _)) => panic!("{why:?}"),
         Either::Right((done, _)) => done,
-    }
-}
-
-/// The answer, unless that takes longer than a minute.
-async fn within<T>(env: &Env, work: impl Future<Output = T>) -> Option<T> {
-    match select(Box::pin(work), env.clock.sleep(Duration::from_secs(60))).await {
-        Either::Left((done, _)) => Some(done),
-        Either::Right(_) => None,
     }
 }
 
@@ -126,8 +116,8 @@ fn who_leaves_gives_up_locks_until_its_operations_ended() {
                         sleep(&env, 40).await;
                         a.unmount().await
                     };
-                    let ended = within(&env, join(other, join(mine, leave))).await;
-                    let (other, (_, left)) = ended.expect("all of it ends");
+                    let all = join(other, join(mine, leave));
+                    let (other, (_, left)) = within(&env, 60_000, all).await;
                     other.expect("unlinks");
                     left.expect("leaves");
                 })
@@ -169,10 +159,10 @@ fn a_damaged_file_is_an_error_on_every_host() {
         let b = mount(&env, "b").await;
         served(&[&a, &b], async {
             for v in [&a, &b, &a] {
-                let answer = within(&env, v.getattr(id)).await.expect("is told");
+                let answer = within(&env, 60_000, v.getattr(id)).await;
                 assert_eq!(answer.expect_err("damaged").kind, Kind::Corrupt);
                 let set = SetAttr { mode: Some(0), ..SetAttr::default() };
-                let answer = within(&env, v.setattr(id, set)).await.expect("is told");
+                let answer = within(&env, 60_000, v.setattr(id, set)).await;
                 assert_eq!(answer.expect_err("damaged").kind, Kind::Corrupt);
             }
         })
@@ -251,7 +241,7 @@ fn a_rename_over_a_name_without_a_file_ends() {
         served(&[&a], async {
             let root = a.root();
             let over = a.rename(root, b"f", root, b"gone", RenameMode::Replace);
-            let answer = within(&env, over).await.expect("ends");
+            let answer = within(&env, 60_000, over).await;
             assert_eq!(answer.expect_err("damaged").kind, Kind::Stale);
         })
         .await;

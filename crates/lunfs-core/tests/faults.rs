@@ -82,10 +82,7 @@ fn a_host_whose_commits_hang_gives_itself_up() {
         formatted(&env).await;
         let a = mount(&env, "a").await;
         let story = async {
-            disk.when(|asked| {
-                let is_record = kind_of(asked.new) == Some(kind::JOURNAL_RECORD);
-                (asked.ask == Ask::Write && is_record).then_some(Fault::Hang)
-            });
+            disk.hang_records();
             let began = env.clock.now();
             let id = a.create(a.root(), b"f", file()).await.expect("is only in memory").id;
             a.fsync(id).await.expect_err("the record hangs");

@@ -4,8 +4,7 @@ mod support;
 
 use futures_util::future::{Either, join, select};
 use lunfs_core::{SetAttr, StopReason};
-use lunfs_format::{kind, kind_of};
-use support::moody::{Ask, Fault, World, world};
+use support::moody::{World, world};
 use support::{beside, block_on, check_clean, file, formatted, mount, pattern, sleep};
 
 /// R4: a slot is free only when what was replayed is durable. Nobody replays it once more after a
@@ -89,10 +88,7 @@ fn a_freed_block_waits_for_its_record() {
             let old = a.create(a.root(), b"old", file()).await.expect("works").id;
             a.write(old, 0, pattern(256 << 10, 1)).await.expect("works");
             a.fsync(old).await.expect("works");
-            disk.when(|asked| {
-                let is_record = kind_of(asked.new) == Some(kind::JOURNAL_RECORD);
-                (asked.ask == Ask::Write && is_record).then_some(Fault::Hang)
-            });
+            disk.hang_records();
             let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
             a.setattr(old, nothing).await.expect("is only in memory");
             sleep(&env, 1_000).await;

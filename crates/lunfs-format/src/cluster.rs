@@ -102,6 +102,11 @@ impl Cluster {
         })
     }
 
+    /// Is nothing in it in use but its lock and header?
+    pub fn is_empty(&self) -> bool {
+        self.bitmap.count_free() == self.blocks - FIXED
+    }
+
     fn check(&self) -> Result<(), DecodeError> {
         check_blocks(self.blocks)?;
         require(self.bitmap.blocks == self.blocks, "blocks", self.bitmap.blocks)?;

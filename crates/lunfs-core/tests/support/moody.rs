@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lunfs_core::StopReason;
 use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
+use lunfs_format::{kind, kind_of};
 
 use super::{Ram, Time, env_with_disk};
 
@@ -70,6 +71,14 @@ impl Moody {
     /// From now on this rule decides.
     pub fn when(&self, rule: impl Fn(Asked<'_>) -> Option<Fault> + 'static) {
         *self.rule.borrow_mut() = Box::new(rule);
+    }
+
+    /// From now on no record of a journal ends.
+    pub fn hang_records(&self) {
+        self.when(|asked| {
+            let is_record = kind_of(asked.new) == Some(kind::JOURNAL_RECORD);
+            (asked.ask == Ask::Write && is_record).then_some(Fault::Hang)
+        });
     }
 
     /// From now on nothing fails.
