@@ -71,9 +71,34 @@ impl Error {
     }
 }
 
+impl Kind {
+    /// What happened, where the caller knows where.
+    fn sentence(self) -> &'static str {
+        match self {
+            Kind::NotFound => "no such file or name",
+            Kind::Exists => "the name exists",
+            Kind::IsDirectory => "it is a directory",
+            Kind::NotDirectory => "it is not a directory",
+            Kind::NotEmpty => "the directory has entries",
+            Kind::TooLong => "the name or value is too long",
+            Kind::NoSpace => "no space is left, all hosts were asked",
+            Kind::Busy => "somebody uses it",
+            Kind::Stale => "the file is gone",
+            Kind::Invalid => "an argument makes no sense",
+            Kind::ReadOnly => "the mount is read-only",
+            Kind::Unsupported => "the volume does not support this",
+            Kind::TooManyLinks => "too many links",
+            Kind::NoAttribute => "there is no such extended attribute",
+            Kind::Corrupt => "bytes on the volume are not what they must be",
+            Kind::Io => "the device failed",
+            Kind::Stopped => "this host has stopped: it writes nothing any more",
+        }
+    }
+}
+
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Error {
-        Error::new(kind, format!("{kind:?}"))
+        Error::new(kind, kind.sentence())
     }
 }
 

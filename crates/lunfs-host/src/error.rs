@@ -24,6 +24,12 @@ impl HostError {
         HostError { what: what.into(), source: Some(why.into()) }
     }
 
+    /// Whether the kernel refused it to this user.
+    pub fn is_refusal(&self) -> bool {
+        let kind = self.source.as_ref().map(io::Error::kind);
+        kind == Some(io::ErrorKind::PermissionDenied)
+    }
+
     /// The sentence and its cause in one line.
     pub fn sentence(&self) -> String {
         match &self.source {

@@ -9,6 +9,7 @@
 //! | `fuse` | the POSIX face of a volume |
 //! | `control` | the socket for command-line tools |
 //! | `session` | the life of one mount, from joining to the end of the process |
+//! | `force` | taking a mount away from a daemon that may not answer |
 //! | `parent` | the small program that outlives the daemon and writes its last word |
 //! | `format_guard` | what would be lost, and who uses a source |
 //! | `mount_table`, `users` | what the kernel knows of mounts and their users |
@@ -28,6 +29,7 @@ pub mod control;
 pub mod disk;
 mod error;
 mod fence;
+pub mod force;
 pub mod format_guard;
 pub mod fuse;
 mod identity;

@@ -380,7 +380,7 @@ fn a_killed_host_is_taken_over_at_once() {
     assert_eq!(dead.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()));
     let request = Request::Unmount { force: false, deadline_ms: 0 };
     let refused = call(&victim.point, &request).unwrap_err().to_string();
-    assert!(refused.contains("umount -l"), "{refused}");
+    assert!(refused.contains("lunfs unmount"), "{refused}");
     drop(durable);
     drop(victim);
     assert_eq!(survivor.unmount(), Ending::Unmounted);

@@ -19,6 +19,10 @@ pub enum Place {
 impl Place {
     /// Files and block devices are sources, everything else must be a mount.
     pub fn of(path: &Path) -> Result<Place> {
+        // First of all, because a mount that hangs cannot be looked at.
+        if let Some(mount) = control::mount_at(path)? {
+            return Ok(Place::Mount(mount));
+        }
         let is_source = fs::metadata(path)
             .is_ok_and(|about| about.is_file() || about.file_type().is_block_device());
         if is_source {

@@ -1,14 +1,14 @@
 //! `lunfs unmount`: a clean end, or the removal of what a dead host left mounted.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use lunfs_host::Mount;
 use lunfs_host::control::{self, Request};
-use rustix::io::Errno;
+use lunfs_host::force::{self, Daemon, Forced};
 use rustix::mount::UnmountFlags;
 
 use crate::out::say;
@@ -18,7 +18,7 @@ use crate::out::say;
 pub struct Options {
     /// Mount point
     dir: PathBuf,
-    /// Unmount even if programs use it, after the deadline
+    /// Unmount even if programs use it or the daemon hangs; ends within the deadline and 15 s
     #[arg(long)]
     force: bool,
     /// With --force: how long its users may take, as in 10s or 500ms
@@ -29,18 +29,15 @@ pub struct Options {
 /// Unmounts; a mount whose daemon is dead is removed from the kernel.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mount = control::find_mount(&options.dir)?;
-    if is_dead(&mount.point) {
+    if force::is_dead(&mount) {
         return remove(&mount);
     }
-    let deadline_ms = u64::try_from(options.deadline.as_millis()).unwrap_or(u64::MAX);
-    control::call(&options.dir, &Request::Unmount { force: options.force, deadline_ms })?;
+    if options.force {
+        return by_force(&mount, options.deadline);
+    }
+    control::call(&mount.point, &Request::Unmount { force: false, deadline_ms: 0 })?;
     say!("unmounted {}", mount.point.display());
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether the kernel knows that nobody serves the mount any more.
-fn is_dead(point: &Path) -> bool {
-    matches!(rustix::fs::statfs(point), Err(Errno::NOTCONN))
 }
 
 fn remove(mount: &Mount) -> Result<ExitCode> {
@@ -49,6 +46,31 @@ fn remove(mount: &Mount) -> Result<ExitCode> {
         .with_context(|| format!("cannot remove the dead mount at {point}"))?;
     say!("removed the dead mount at {point}; all that was made durable is on the volume");
     Ok(ExitCode::SUCCESS)
+}
+
+fn by_force(mount: &Mount, deadline: Duration) -> Result<ExitCode> {
+    let point = mount.point.display();
+    let daemon = match force::unmount(mount, deadline)? {
+        Forced::Clean => {
+            say!("unmounted {point}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Forced::Unclean(why) => bail!(why),
+        Forced::TakenAway(daemon) => daemon,
+    };
+    let daemon = match daemon {
+        Daemon::Ended(pid) => format!("its daemon (process {pid}) did not answer, and has ended"),
+        Daemon::Killed(pid) => format!("its daemon (process {pid}) did not leave and was killed"),
+        Daemon::Hangs(pid) => {
+            format!("its daemon (process {pid}) was killed, and ends when the storage answers it")
+        }
+        Daemon::Unknown => "its daemon could not be reached; if it runs, it will notice".into(),
+    };
+    bail!(
+        "the mount at {point} is gone, but not cleanly: {daemon}. All that was synced is safe; \
+         other hosts, or the next mount, take over what it had locked. Its log says what it \
+         waited for"
+    )
 }
 
 fn duration(text: &str) -> Result<Duration> {

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{call, find_mount};
+pub(crate) use client::Connection;
+pub use client::{call, find_mount, lunfs_mounts_around, mount_at};
 pub use server::{About, Control, Unmount};
 
 /// Where the sockets are; only root may enter.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use lunfs_core::{FileId, HostStatus, LockStatus, StopReason, Volume};
+use lunfs_core::{Error, FileId, HostStatus, LockStatus, StopReason, Volume};
 use lunfs_format::{BlockNo, SlotNo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -257,9 +257,14 @@ impl Served {
 
     /// Walks a path below the mount point; links are not followed.
     async fn find(&self, path: &str) -> lunfs_core::Result<FileId> {
+        let point = self.mount.point.display();
         let mut file = self.volume.root();
         for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
-            file = self.volume.lookup(file, name.as_bytes()).await?.id;
+            let found = self.volume.lookup(file, name.as_bytes()).await;
+            let found = found.map_err(|Error { kind, what }| {
+                Error::new(kind, format!("{path} below {point}, at {name:?}: {what}"))
+            });
+            file = found?.id;
         }
         Ok(file)
     }

@@ -84,7 +84,7 @@ fn free_mount_point(wanted: &Path) -> Result<PathBuf> {
     let point = fs::canonicalize(wanted).map_err(|e| {
         let hint = match e.raw_os_error() {
             Some(libc::ENOTCONN) => {
-                format!("; a mount without a server is there, remove it with `umount -l {shown}`")
+                format!("; a mount without a server is there, `lunfs unmount {shown}` removes it")
             }
             _ => String::new(),
         };
