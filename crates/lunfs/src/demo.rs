@@ -7,7 +7,7 @@ mod stage;
 mod timeline;
 
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -77,16 +77,30 @@ const NEXT: &str = " What to type next (as root):
 
   `cargo xtask prove --list` names what else can be shown; README.md leads on.";
 
-/// Root and /dev/fuse, or a sentence that names what is missing.
+/// All that the demonstration needs and this machine lacks, in one sentence.
 fn needs() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!(anyhow::Error::new(CouldNotRun).context("the demo mounts, so it needs root: sudo"));
+    let lacks: Vec<String> =
+        [lacks_root(), lacks_fuse(), lacks_sha256sum()].into_iter().flatten().collect();
+    if lacks.is_empty() {
+        return Ok(());
     }
+    let what = format!("the demo cannot run here: {}", lacks.join("; "));
+    Err(anyhow::Error::new(CouldNotRun).context(what))
+}
+
+fn lacks_root() -> Option<String> {
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root).then(|| "it mounts, so it needs root (sudo)".into())
+}
+
+fn lacks_fuse() -> Option<String> {
     let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-    fuse.map(drop).map_err(|error| {
-        anyhow::Error::new(CouldNotRun)
-            .context(format!("/dev/fuse: {error}; load the module with `modprobe fuse`"))
-    })
+    Some(format!("/dev/fuse: {}; load the module with `modprobe fuse`", fuse.err()?))
+}
+
+fn lacks_sha256sum() -> Option<String> {
+    let started = Command::new("sha256sum").stdin(Stdio::null()).stdout(Stdio::null()).status();
+    Some(format!("sha256sum, which compares the files, cannot be started: {}", started.err()?))
 }
 
 fn compare_through_both(stage: &Stage, alpha: &Host, beta: &Host) -> Result<()> {
@@ -102,7 +116,7 @@ fn compare_through_both(stage: &Stage, alpha: &Host, beta: &Host) -> Result<()> 
     stage::sha256sum(&dir, &sums)?;
     say!("   $ cd {} && sha256sum * > files.sha256", dir.display());
     let seen = beta.dir.join("files");
-    say!("   $ cd {} && sha256sum --check files.sha256", seen.display());
+    say!("   $ cd {} && sha256sum -c files.sha256", seen.display());
     let good = stage::sha256sum_check(&seen, &sums)?;
     say!("   {good} of {FILES} files are the same ({} KiB)", bytes >> 10);
     if good != FILES as usize {

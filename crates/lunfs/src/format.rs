@@ -25,7 +25,7 @@ pub struct Options {
     /// Name of the volume
     #[arg(long, default_value = "")]
     label: String,
-    /// Create a sparse image of this size, as in 10G
+    /// Create a sparse image of this size, as in 10G; K, M, G, T and P are powers of 1024
     #[arg(long)]
     size: Option<Size>,
     /// How soon a silent host is taken over

@@ -12,15 +12,16 @@
 //! With `--foreground` what you typed is the parent. Parent and daemon are then one process group,
 //! led by the parent: killing the group is the death of a machine.
 
+mod point;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use lunfs_host::format_guard;
 use lunfs_host::parent::{self, Ended};
-use lunfs_host::{control, format_guard};
-use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,7 +36,7 @@ pub const READY: &str = "ready";
 pub struct Options {
     /// Image file or block device with a volume
     source: PathBuf,
-    /// Empty directory
+    /// Empty directory (see --nonempty), outside of other mounts of this volume
     dir: PathBuf,
     /// Name of this host on the volume [default: the machine's]
     #[arg(long)]
@@ -46,7 +47,10 @@ pub struct Options {
     /// Refuse what would change files
     #[arg(long)]
     read_only: bool,
-    /// Log to this file [default: /run/lunfs/log/HOST-PID.jsonl]
+    /// Mount also where the directory holds something, which is hidden until the unmount
+    #[arg(long)]
+    nonempty: bool,
+    /// Log to this file, in a directory that exists [default: /run/lunfs/log/HOST-PID.jsonl]
     #[arg(long)]
     log: Option<PathBuf>,
     /// We are the parent in the background
@@ -57,7 +61,7 @@ pub struct Options {
 /// Mounts, and waits for the end of the mount where it stays in the foreground.
 pub fn run(options: &Options) -> Result<ExitCode> {
     needs()?;
-    must_be_free(&options.dir)?;
+    point::must_be_free(&options.dir, &place::source(&options.source)?, options.nonempty)?;
     if options.foreground {
         lead_group()?;
         return be_parent(options);
@@ -75,27 +79,6 @@ fn needs() -> Result<()> {
     }
     let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     fuse.map(drop).context("/dev/fuse cannot be used; load the module with `modprobe fuse`")
-}
-
-/// Looks before the volume is joined: a host that comes and goes is work for the others.
-fn must_be_free(dir: &Path) -> Result<()> {
-    let shown = dir.display();
-    let there = control::find_mount(dir).ok();
-    match std::fs::metadata(dir) {
-        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
-            bail!(
-                "a mount whose host is dead is at {shown}; remove it with `lunfs unmount {shown}`"
-            )
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot mount at {shown}")),
-        Ok(about) if !about.is_dir() => bail!("cannot mount at {shown}: it is not a directory"),
-        Ok(_) => match there {
-            Some(mount) if std::fs::canonicalize(dir).is_ok_and(|point| point == mount.point) => {
-                bail!("{} is mounted at {shown} already", mount.source)
-            }
-            _ => Ok(()),
-        },
-    }
 }
 
 /// Makes this process the leader of a group, if it is not one.
@@ -138,8 +121,10 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => machine_name()?,
     };
-    let log = options.log.clone().unwrap_or_else(|| logging::default_path(&host));
-    let log = std::path::absolute(log).context("cannot tell where the log is")?;
+    let log = match &options.log {
+        Some(log) => std::path::absolute(log).context("cannot tell where the log is")?,
+        None => logging::default_path(&host)?,
+    };
     logging::start(&log, options.foreground)?;
     let mut daemon = start_daemon(options, &source, &host, &log)?;
     pass_signals_to(&daemon)?;
@@ -244,6 +229,9 @@ impl Options {
         }
         if self.read_only {
             arguments.push("--read-only".into());
+        }
+        if self.nonempty {
+            arguments.push("--nonempty".into());
         }
         // Names may begin with a dash.
         arguments.extend(["--".into(), self.source.clone().into(), self.dir.clone().into()]);

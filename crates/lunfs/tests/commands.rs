@@ -143,3 +143,54 @@ fn a_size_that_is_none_is_refused_before_anything_is_done() {
     assert!(said.contains("a size is a number and K, M, G, T or P"), "{said}");
     assert!(!place.0.join("volume.img").exists());
 }
+
+#[test]
+fn the_demo_names_what_it_lacks_before_it_makes_anything() {
+    let place = Place::new("demo_lacks");
+    let output = Command::new(env!("CARGO_BIN_EXE_lunfs"))
+        .arg("demo")
+        .current_dir(&place.0)
+        .env("PATH", &place.0)
+        .output()
+        .expect("lunfs starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("sha256sum, which compares the files, cannot be started"), "{said}");
+    assert!(output.stdout.is_empty(), "nothing was begun");
+}
+
+#[test]
+fn help_says_what_a_size_and_a_mount_point_are() {
+    let place = Place::new("help");
+    let said = place.good(&["format", "--help"]);
+    assert!(said.contains("powers of 1024"), "{said}");
+    let said = place.good(&["mount", "--help"]);
+    assert!(said.contains("Empty directory") && said.contains("--nonempty"), "{said}");
+}
+
+/// The examples of the document, typed as they are printed there.
+#[test]
+fn what_operating_tells_to_inspect_is_there_on_a_fresh_volume() {
+    let place = Place::new("operating");
+    place.good(&["format", "--size", "256M", "SOURCE"]);
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operating.md");
+    let document = fs::read_to_string(document).expect("the document");
+    let commands = document.lines().filter_map(|line| line.strip_prefix("    lunfs inspect "));
+    let mut ran = 0;
+    for command in commands {
+        let words = command.split('#').next().unwrap_or(command).split_whitespace();
+        let words: Vec<&str> = ["inspect"].into_iter().chain(words).collect();
+        let said = place.good(&words);
+        let is_shown = match words[2] {
+            "superblock" => said.contains("root: BlockNo(2050)"),
+            "slot" => said.contains("Pulse {") && said.contains("doorbell 6"),
+            "lock" => said.contains("Lock {") && said.contains("kind: Directory"),
+            "block" => said.contains("Cluster {"),
+            "journal" => said.contains("slot 0 has no journal"),
+            other => panic!("a new example: {other}; say here what it must show"),
+        };
+        assert!(is_shown, "{words:?}: {said}");
+        ran += 1;
+    }
+    assert_eq!(ran, 5);
+}

@@ -170,7 +170,7 @@ pub fn sha256sum(dir: &Path, sums: &Path) -> Result<()> {
 /// How many files of a directory have the hash that is written.
 pub fn sha256sum_check(dir: &Path, sums: &Path) -> Result<usize> {
     let output = Command::new("sha256sum")
-        .arg("--check")
+        .arg("-c")
         .arg(sums)
         .current_dir(dir)
         .output()
