@@ -89,7 +89,7 @@ const MOUNTS: &[Need] = &[Need::Root, Need::Fuse];
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "readme-commands",
-        shows: "a clean clone builds, runs the demo and every command of README's try",
+        shows: "a clean clone builds; the demo and every command of README and operating.md run",
         needs: MOUNTS,
         run: readme::run,
     },

@@ -1,4 +1,5 @@
-//! `readme-commands`: what README tells a newcomer to type works from a clean clone.
+//! `readme-commands`: what README and docs/operating.md tell a newcomer to type works from a clean
+//! clone.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use super::{Extent, Figure};
 use crate::{root, shell};
 
-/// Clones the workspace and runs the `sh` blocks of README there, in order.
+/// Clones the workspace and runs the `sh` blocks of README there, in order, then the examples of
+/// docs/operating.md.
 ///
 /// `cargo xtask test` is left out: it is what runs us.
 pub fn run(_: &Extent) -> Result<Figure> {
@@ -26,10 +28,14 @@ pub fn run(_: &Extent) -> Result<Figure> {
         bail!("README has no demo command");
     }
     run_all(&clone, &commands)?;
+    let examples = examples(&fs::read_to_string(clone.join("docs/operating.md"))?);
+    run_all(&clone, &on_stage(&examples, &place))?;
     fs::remove_dir_all(&place)?;
-    let count = commands.lines().count();
+    let (count, more) = (commands.lines().count(), examples.lines().count());
     Ok(Figure {
-        measured: format!("{count} lines of README run in a clean clone"),
+        measured: format!(
+            "{count} lines of README and {more} of operating.md run in a clean clone"
+        ),
         bound: "every one ends with 0".into(),
         is_kept: true,
     })
@@ -62,8 +68,53 @@ fn commands(readme: &str) -> String {
     commands
 }
 
+/// The examples of docs/operating.md: those of a day, with a look inside before the unmount.
+fn examples(operating: &str) -> String {
+    let section = |title: &str| {
+        let (_, behind) = operating.split_once(title).unwrap_or_default();
+        let lines = behind.split("\n## ").next().unwrap_or_default().lines();
+        let commands = lines.filter_map(|line| line.strip_prefix("    ").filter(|l| is_lunfs(l)));
+        commands.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let (day, inside) = (section("\n## Every day\n"), section("\n## Looking inside\n"));
+    match day.find("lunfs unmount") {
+        Some(at) => format!("{}{inside}{}", &day[..at], &day[at..]),
+        None => day + &inside,
+    }
+}
+
+fn is_lunfs(line: &str) -> bool {
+    line.starts_with("lunfs ")
+}
+
+/// The examples with places that may be used, and an end that leaves no mount behind.
+fn on_stage(examples: &str, place: &Path) -> String {
+    let (image, dir) = (place.join("ds1.img"), place.join("mnt"));
+    let (image, dir) = (image.display(), dir.display());
+    let commands = examples
+        .replace("/srv/ds1.img", "SOURCE")
+        .replace("/mnt/ds1", "DIR")
+        .replace("SOURCE", &image.to_string())
+        .replace("DIR PATH", "DIR .")
+        .replace("DIR", &dir.to_string());
+    format!(
+        "lunfs() {{ target/release/lunfs \"$@\"; }}\n\
+         trap 'umount {dir} 2> /dev/null || true' EXIT\n\
+         mkdir -p {dir}\n{commands}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_look_inside_comes_before_the_unmount() {
+        let operating = "# O\n\n## Every day\n\n    lunfs mount A B   # c\n    lunfs unmount B\n\n\
+                         Text.\n\n## Other\n\n    lunfs other\n\n## Looking inside\n\n    \
+                         lunfs locks DIR\n";
+        let examples = super::examples(operating);
+        assert_eq!(examples, "lunfs mount A B   # c\nlunfs locks DIR\nlunfs unmount B\n");
+    }
+
     #[test]
     fn only_sh_blocks_are_commands() {
         let readme = "a\n```sh\none\ncargo xtask test   # all\n```\n```text\nno\n```\n";
