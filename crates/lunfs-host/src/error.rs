@@ -24,10 +24,9 @@ impl HostError {
         HostError { what: what.into(), source: Some(why.into()) }
     }
 
-    /// Whether the kernel refused it to this user.
-    pub fn is_refusal(&self) -> bool {
-        let kind = self.source.as_ref().map(io::Error::kind);
-        kind == Some(io::ErrorKind::PermissionDenied)
+    /// What the system call said, if one did.
+    pub fn kind(&self) -> Option<io::ErrorKind> {
+        self.source.as_ref().map(io::Error::kind)
     }
 
     /// The sentence and its cause in one line.

@@ -20,6 +20,7 @@
 //! Killing it is the death of a host as any other: what was made durable is safe.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ const LEAVE_MAX: Duration = Duration::from_secs(5);
 const KILL_MAX: Duration = Duration::from_secs(5);
 /// How long a look at a mount may take before its server counts as silent.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long a program that was killed may hold its mount: until its I/O has landed.
+const DYING_MAX: Duration = Duration::from_secs(10);
 
 /// Where the kernel shows its FUSE connections.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -48,6 +51,8 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 pub enum Forced {
     /// Its daemon made all durable and left.
     Clean,
+    /// Its daemon was dead already.
+    WasDead,
     /// Its daemon left, and says what was lost or left behind.
     Unclean(String),
     /// Its daemon did not leave in time; the mount is gone.
@@ -74,18 +79,28 @@ pub fn is_dead(mount: &Mount) -> bool {
     let point = mount.point.clone();
     // The look itself may never end; then this thread ends with the program.
     std::thread::spawn(move || say.send(rustix::fs::statfs(&point).err()));
-    said.recv_timeout(LOOK_MAX) == Ok(Some(Errno::NOTCONN))
+    let mut looked = said.recv_timeout(LOOK_MAX);
+    if looked.is_err() && Connection::open(mount).is_err_and(|e| is_refused(&e)) {
+        looked = said.recv_timeout(DYING_MAX);
+    }
+    looked == Ok(Some(Errno::NOTCONN))
+}
+
+/// The socket is there and nobody listens: its program is dead, or about to be.
+fn is_refused(error: &HostError) -> bool {
+    error.kind() == Some(ErrorKind::ConnectionRefused)
 }
 
 /// Unmounts; users have until `deadline`, the daemon a bounded time more.
 pub fn unmount(mount: &Mount, deadline: Duration) -> Result<Forced> {
     let mut daemon = match Reached::of(mount) {
         Ok(daemon) => daemon,
-        Err(e) if e.is_refusal() => return Err(e),
+        Err(e) if e.kind() == Some(ErrorKind::PermissionDenied) => return Err(e),
         Err(e) => {
             tracing::warn!(event = "force", "{}", e.sentence());
             take_away(mount)?;
-            return Ok(Forced::TakenAway(Daemon::Unknown));
+            let was_dead = is_refused(&e);
+            return Ok(if was_dead { Forced::WasDead } else { Forced::TakenAway(Daemon::Unknown) });
         }
     };
     let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);

@@ -44,6 +44,11 @@ fn remove(mount: &Mount) -> Result<ExitCode> {
     let point = mount.point.display();
     rustix::mount::unmount(&mount.point, UnmountFlags::DETACH)
         .with_context(|| format!("cannot remove the dead mount at {point}"))?;
+    tell_removed(mount)
+}
+
+fn tell_removed(mount: &Mount) -> Result<ExitCode> {
+    let point = mount.point.display();
     say!("removed the dead mount at {point}; all that was made durable is on the volume");
     Ok(ExitCode::SUCCESS)
 }
@@ -55,6 +60,7 @@ fn by_force(mount: &Mount, deadline: Duration) -> Result<ExitCode> {
             say!("unmounted {point}");
             return Ok(ExitCode::SUCCESS);
         }
+        Forced::WasDead => return tell_removed(mount),
         Forced::Unclean(why) => bail!(why),
         Forced::TakenAway(daemon) => daemon,
     };
