@@ -31,6 +31,8 @@ enum Task {
     Tidy,
     /// Run one named scenario on real mounts, or list them
     Prove(prove::Options),
+    /// Kill, stop, unmount and mount real hosts at random, and look whether anything is lost
+    Torture(prove::torture::Options),
     /// Write files and log what is durable; scenarios run it as a process of its own
     #[command(hide = true)]
     ProveWriter(prove::writer::Options),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),
         Task::Prove(options) => prove::run(&options),
+        Task::Torture(options) => prove::torture::task(&options),
         Task::ProveWriter(options) => prove::writer::run(&options),
     };
     match ending {

@@ -57,6 +57,7 @@ const PARTS: &[Part] = &[
     Part { name: "prove kill-group", budget: 240, run: |c| prove(c, "kill-group", Some(3)) },
     Part { name: "prove kill-daemon", budget: 120, run: |c| prove(c, "kill-daemon", Some(2)) },
     Part { name: "prove stop", budget: 150, run: |c| prove(c, "stop", None) },
+    Part { name: "prove torture", budget: 240, run: |c| prove(c, "torture", None) },
 ];
 
 /// Runs the parts in order and prints what each took. The first failure does not end the run:

@@ -47,7 +47,7 @@ fn round_of(world: &World, b: &Host, round: u32, chance: &mut Chance) -> Result<
     let place = format!("round{round}");
     fs::create_dir(a.dir.join(&place))?;
     let log = world.path(&format!("logs/{place}.ledger"));
-    let mut writer = world.writer(&a.dir.join(&place), &log, chance.below(u64::MAX))?;
+    let mut writer = world.writer(&a.dir.join(&place), &log, chance.below(u64::MAX), "")?;
     wait_until("the first durable files", Duration::from_secs(20), || {
         Ok(log.exists() && ledger::count_done(&log)? >= 5)
     })?;

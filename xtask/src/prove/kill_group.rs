@@ -9,12 +9,12 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::ledger::{self, Verified};
+use super::ledger::Verified;
+use super::life::Life;
 use super::world::{Host, World};
 use super::writer::Chance;
 use super::{Extent, Figure, wait_until};
@@ -45,10 +45,7 @@ pub fn on_loop(extent: &Extent) -> Result<Figure> {
 /// A host with the writer that works on it.
 struct Worker {
     host: Host,
-    writer: Child,
-    /// Where the writer writes, relative to the mount.
-    place: String,
-    ledger: PathBuf,
+    life: Life,
 }
 
 struct Scene {
@@ -107,12 +104,9 @@ impl Scene {
     fn worker(&mut self, index: usize) -> Result<Worker> {
         self.lives += 1;
         let host = self.world.mount(&format!("host{index}"))?;
-        let place = format!("life{}", self.lives);
-        let ledger = self.world.path(&format!("logs/{place}.ledger"));
-        fs::create_dir(host.dir.join(&place))?;
         let seed = self.chance.below(u64::MAX);
-        let writer = self.world.writer(&host.dir.join(&place), &ledger, seed)?;
-        Ok(Worker { host, writer, place, ledger })
+        let life = Life::alone(&self.world, &host, self.lives, seed)?;
+        Ok(Worker { host, life })
     }
 
     fn kill_one(&mut self, round: u32) -> Result<Kill> {
@@ -133,9 +127,9 @@ impl Scene {
 
     /// Waits until the victim's writer has done something, then a random moment more.
     fn let_work(&mut self, index: usize) -> Result<()> {
-        let ledger = self.workers[index].ledger.clone();
+        let life = &self.workers[index].life;
         wait_until("the first durable files", Duration::from_secs(20), || {
-            Ok(ledger.exists() && ledger::count_done(&ledger)? >= 10)
+            Ok(life.count_done()? >= 10)
         })?;
         std::thread::sleep(Duration::from_millis(self.chance.below(700)));
         Ok(())
@@ -143,25 +137,19 @@ impl Scene {
 
     /// Verifies what a dead host's writer was told, then removes its files through a survivor.
     fn bury(&mut self, mut victim: Worker) -> Result<()> {
-        let _ = victim.writer.kill();
-        victim.writer.wait()?;
+        victim.life.end()?;
         for survivor in &self.workers {
-            let seen = ledger::verify(&survivor.host.dir.join(&victim.place), &victim.ledger)
-                .with_context(|| format!("{}, seen by {}", victim.place, survivor.host.name))?;
-            self.verified.files += seen.files;
-            self.verified.bytes += seen.bytes;
+            self.verified.add(victim.life.verify(&survivor.host)?);
         }
         self.world.clear_mount(&victim.host)?;
-        fs::remove_dir_all(self.workers[0].host.dir.join(&victim.place))?;
-        Ok(())
+        victim.life.remove(&self.workers[0].host)
     }
 
     /// A writer on a surviving host must not have noticed anything.
     fn look_after_writers(&mut self) -> Result<()> {
         for worker in &mut self.workers {
-            if let Some(status) = worker.writer.try_wait()? {
-                let said = fs::read_to_string(worker.ledger.with_extension("stderr"))?;
-                bail!("the writer of {} ended with {status}: {said}", worker.host.name);
+            if let Some(said) = worker.life.last_words()? {
+                bail!("the writer of {} ended: {said}", worker.host.name);
             }
         }
         Ok(())
@@ -170,18 +158,14 @@ impl Scene {
     /// Ends all writers and unmounts all hosts; every ledger is verified through another host.
     fn end(&mut self) -> Result<()> {
         for worker in &mut self.workers {
-            worker.writer.kill()?;
-            worker.writer.wait()?;
+            worker.life.end()?;
         }
         for (index, worker) in self.workers.iter().enumerate() {
             let other = &self.workers[(index + 1) % self.workers.len()].host;
-            let seen = ledger::verify(&other.dir.join(&worker.place), &worker.ledger)
-                .with_context(|| format!("{}, seen by {}", worker.place, other.name))?;
-            self.verified.files += seen.files;
-            self.verified.bytes += seen.bytes;
+            self.verified.add(worker.life.verify(other)?);
         }
         for worker in &self.workers {
-            fs::remove_dir_all(self.workers[0].host.dir.join(&worker.place))?;
+            worker.life.remove(&self.workers[0].host)?;
         }
         for worker in self.workers.drain(..) {
             self.world.unmount(worker.host)?;

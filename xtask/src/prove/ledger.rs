@@ -92,6 +92,14 @@ pub struct Verified {
     pub bytes: u64,
 }
 
+impl Verified {
+    /// Adds what was verified elsewhere.
+    pub fn add(&mut self, other: Verified) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+    }
+}
+
 /// Number of `done` lines so far.
 pub fn count_done(log: &Path) -> Result<usize> {
     let text = std::fs::read_to_string(log)?;

@@ -9,11 +9,13 @@ mod demo;
 mod kill_daemon;
 mod kill_group;
 mod ledger;
+mod life;
 mod mutations;
 mod readme;
 mod simulator;
 mod stop;
 mod tools;
+pub mod torture;
 mod world;
 pub mod writer;
 
@@ -136,6 +138,18 @@ const SCENARIOS: &[Scenario] = &[
         run: stop::run,
     },
     Scenario {
+        name: "torture",
+        shows: "kills, stops, unmounts and kills of recoverers, at random, lose nothing",
+        needs: MOUNTS,
+        run: torture::on_image,
+    },
+    Scenario {
+        name: "torture-loop",
+        shows: "the same on a loop device",
+        needs: &[Need::Root, Need::Fuse, Need::Loop],
+        run: torture::on_loop,
+    },
+    Scenario {
         name: "simulator",
         shows: "200 seeds without a finding, each twice with the same trace",
         needs: &[],
@@ -178,16 +192,21 @@ pub fn scenario(name: &str, extent: &Extent) -> Result<Ending> {
     }
     let started = Instant::now();
     let figure = (scenario.run)(extent);
+    Ok(judged(&format!("prove {name}"), started, figure))
+}
+
+/// Prints the last line of a scenario.
+fn judged(what: &str, started: Instant, figure: Result<Figure>) -> Ending {
     let took = started.elapsed().as_secs();
     match figure {
         Ok(Figure { measured, bound, is_kept }) => {
             let verdict = if is_kept { "PASS" } else { "FAIL" };
-            println!("prove {name}: figure {measured}; bound {bound}; {took} s; {verdict}");
-            Ok(if is_kept { Ending::Passed } else { Ending::Failed })
+            println!("{what}: figure {measured}; bound {bound}; {took} s; {verdict}");
+            if is_kept { Ending::Passed } else { Ending::Failed }
         }
         Err(error) => {
-            println!("prove {name}: figure none; {took} s; FAIL: {error:#}");
-            Ok(Ending::Failed)
+            println!("{what}: figure none; {took} s; FAIL: {error:#}");
+            Ending::Failed
         }
     }
 }

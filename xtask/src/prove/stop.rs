@@ -30,7 +30,7 @@ pub fn run(extent: &Extent) -> Result<Figure> {
     let b = world.mount("b")?;
     fs::create_dir(a.dir.join("writing"))?;
     let log = world.path("logs/writing.ledger");
-    let mut writer = world.writer(&a.dir.join("writing"), &log, extent.seed)?;
+    let mut writer = world.writer(&a.dir.join("writing"), &log, extent.seed, "")?;
     wait_until("the first durable files", Duration::from_secs(20), || {
         Ok(log.exists() && ledger::count_done(&log)? >= 20)
     })?;

@@ -89,12 +89,24 @@ impl World {
 
     /// Mounts the volume as `name`; returns when the mount works.
     pub fn mount(&self, name: &str) -> Result<Host> {
+        let started = Instant::now();
+        let mut host = self.begin_mount(name)?;
+        let line = first_line(&mut host.leader)?;
+        if !line.starts_with("mounted") || started.elapsed() > MOUNT_LIMIT {
+            let said = fs::read_to_string(host.log.with_extension("stderr")).unwrap_or_default();
+            host.kill_group();
+            bail!("{name} did not mount: {line} {said}");
+        }
+        Ok(host)
+    }
+
+    /// Starts to mount the volume as `name`, and does not wait for it.
+    pub fn begin_mount(&self, name: &str) -> Result<Host> {
         let dir = self.path(&format!("mnt-{name}"));
         fs::create_dir_all(&dir)?;
         let log = self.path(&format!("logs/{name}-{}.jsonl", unique()));
         let said = fs::File::create(log.with_extension("stderr"))?;
-        let started = Instant::now();
-        let mut leader = self
+        let leader = self
             .lunfs(["mount", "--foreground", "--host", name, "--log"])
             .arg(&log)
             .args([&self.source, &dir])
@@ -105,14 +117,7 @@ impl World {
             .spawn()
             .context("cannot start lunfs mount")?;
         self.note_group(leader.id())?;
-        let line = first_line(&mut leader)?;
-        let mut host = Host { name: name.into(), dir, log, leader };
-        if !line.starts_with("mounted") || started.elapsed() > MOUNT_LIMIT {
-            let said = fs::read_to_string(host.log.with_extension("stderr")).unwrap_or_default();
-            host.kill_group();
-            bail!("{name} did not mount: {line} {said}");
-        }
-        Ok(host)
+        Ok(Host { name: name.into(), dir, log, leader })
     }
 
     /// Removes the mount point that a dead host left behind.
@@ -138,11 +143,13 @@ impl World {
         Ok(())
     }
 
-    /// Starts the writer on a directory; it logs to a file outside of the volume.
-    pub fn writer(&self, dir: &Path, log: &Path, seed: u64) -> Result<Child> {
+    /// Starts the writer on a directory; it logs to a file outside of the volume. The names of
+    /// its files begin with `prefix`, by which several can share the directory.
+    pub fn writer(&self, dir: &Path, log: &Path, seed: u64, prefix: &str) -> Result<Child> {
         // Not by its path: a build may have replaced the file since we were started.
         let writer = shell::command("/proc/self/exe", ["prove-writer", "--seed"])
             .arg(seed.to_string())
+            .args(["--prefix", prefix])
             .args([dir, log])
             .stderr(fs::File::create(log.with_extension("stderr"))?)
             .spawn()
@@ -194,6 +201,23 @@ impl Host {
     /// The processes of this host that are still running, zombies not counted.
     pub fn running(&self) -> Vec<u32> {
         members(self.leader.id())
+    }
+
+    /// The daemon: the process of this host that is not its leader.
+    pub fn daemon(&self) -> Option<Pid> {
+        let pid = self.running().into_iter().find(|pid| *pid != self.leader.id())?;
+        Pid::from_raw(i32::try_from(pid).ok()?)
+    }
+
+    /// Its parent: what was typed.
+    pub fn parent(&self) -> Pid {
+        Pid::from_child(&self.leader)
+    }
+
+    /// Whether its mount point has a mount, of a live host or a dead one.
+    pub fn is_mounted(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|at| *self.dir == *at))
     }
 
     /// Reaps the leader if it has ended.

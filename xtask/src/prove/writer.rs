@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::ledger::{Content, Ledger};
@@ -28,12 +28,19 @@ pub struct Options {
     /// Start of the random choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// How the names of its files begin
+    #[arg(long, default_value = "")]
+    prefix: String,
 }
+
+/// What a writer says of a file that is not what it wrote.
+pub const DIFFERS: &str = "differs from what was written";
 
 /// Writes until an operation fails or somebody kills it.
 pub fn run(options: &Options) -> Result<Ending> {
     let mut writer = Writer {
         dir: options.dir.clone(),
+        prefix: options.prefix.clone(),
         ledger: Ledger::append(&options.log)?,
         chance: Chance(options.seed | 1),
         files: VecDeque::new(),
@@ -79,6 +86,7 @@ impl Chance {
 
 struct Writer {
     dir: PathBuf,
+    prefix: String,
     ledger: Ledger,
     chance: Chance,
     /// Files that are durable, oldest first, with their content.
@@ -91,7 +99,8 @@ impl Writer {
         if self.files.len() >= FILES_MAX {
             return self.unlink();
         }
-        match self.chance.below(10) {
+        match self.chance.below(11) {
+            10 if !self.files.is_empty() => self.read(),
             5..=6 if !self.files.is_empty() => self.append(),
             7..=8 if !self.files.is_empty() => self.replace(),
             9 if self.files.len() > FILES_MAX / 2 => self.unlink(),
@@ -101,7 +110,8 @@ impl Writer {
 
     fn create(&mut self) -> Result<()> {
         self.count += 1;
-        let name = format!("d{}/f{}", self.chance.below(DIRECTORIES), self.count);
+        let (prefix, directory) = (&self.prefix, self.chance.below(DIRECTORIES));
+        let name = format!("d{directory}/{prefix}f{}", self.count);
         let bytes = self.some_bytes();
         let path = self.dir.join(&name);
         write_durably(&path, &bytes, File::options().create_new(true).write(true))?;
@@ -139,6 +149,19 @@ impl Writer {
         let Some((name, _)) = self.files.pop_front() else { return Ok(()) };
         self.ledger.drop(&name)?;
         fs::remove_file(self.dir.join(&name)).with_context(|| format!("unlink {name}"))
+    }
+
+    /// Reads a file back: nobody else changes it.
+    fn read(&mut self) -> Result<()> {
+        let (name, bytes) = self.pick();
+        let path = self.dir.join(&name);
+        let found = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        if found != bytes {
+            let at = found.iter().zip(&bytes).position(|(found, wrote)| found != wrote);
+            bail!("{name} {DIFFERS}: {} of {} bytes, first at {at:?}", found.len(), bytes.len());
+        }
+        self.files.push_back((name, bytes));
+        Ok(())
     }
 
     /// Takes a random file out of the list; it comes back as the youngest.
