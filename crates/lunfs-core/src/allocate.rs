@@ -1,4 +1,5 @@
-//! Space: which blocks of the clusters this host holds are free, reserved or in use.
+//! Space: which blocks of the clusters this host holds are free, reserved or in use. `seek` looks
+//! for more where there is none left.
 //!
 //! Invariants:
 //! - A block is reserved only in a cluster whose lock this host holds, under a read guard that
@@ -6,13 +7,12 @@
 //! - A block is in use or reserved or quarantined, or free; a freed block leaves quarantine only
 //!   when the record that frees it is durable and no in-place write is under way (Q6).
 
+mod seek;
+
 use std::collections::BTreeMap;
 use std::rc::Weak;
-use std::time::Duration;
 
-use lunfs_format::{
-    Bitmap, BlockNo, Cluster, Geometry, Holder, Lock, LockObject, PulseState, RECORD, Request,
-};
+use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, Lock, LockObject, RECORD};
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{ReadGuard, Wish, WishKind};
@@ -24,12 +24,6 @@ const METADATA_RESERVE: u32 = 96;
 const SEARCH_MAX: u64 = 4096;
 /// Clusters of other hosts whose free space is read again each time it is asked for.
 const RENEWED: u64 = 64;
-/// How long a host that looks for space waits for others to show what they have freed, and how
-/// often it looks meanwhile.
-const SHOWING: Duration = Duration::from_secs(1);
-const SHOWING_LOOKS: u32 = 4;
-/// Clusters with free space among which a host chooses.
-const CANDIDATES: usize = 64;
 /// Clusters that one extension of the frontier initialises.
 const FRONTIER_STEP: u64 = 64;
 
@@ -77,6 +71,11 @@ pub struct Allocator {
     missed: (u32, u32),
 }
 
+/// Blocks that new contents may take in a cluster with so many free ones.
+pub(crate) fn available_of(free: u32) -> u64 {
+    u64::from(free.saturating_sub(METADATA_RESERVE))
+}
+
 impl Allocator {
     /// Knows nothing yet; hosts of different slots begin at different places.
     pub fn new(geometry: Geometry, slot: u32) -> Allocator {
@@ -114,12 +113,12 @@ impl Allocator {
         }
     }
 
-    /// Blocks free as last seen.
-    pub fn free_seen(&self) -> u64 {
-        self.seen
-            .iter()
-            .map(|(i, free)| u64::from(self.held.get(i).map_or(*free, |s| s.free)))
-            .sum()
+    /// Blocks free as last seen, and those of them that new contents may take.
+    pub fn free_seen(&self) -> (u64, u64) {
+        let each = self.seen.iter().map(|(i, free)| self.held.get(i).map_or(*free, |s| s.free));
+        each.fold((0, 0), |(free, available), one| {
+            (free + u64::from(one), available + available_of(one))
+        })
     }
 
     /// Remembers how many blocks of a cluster were free when it was read.
@@ -345,8 +344,8 @@ impl Volume {
         Ok(free >= need && !held)
     }
 
-    /// Lock and header of a cluster for files as they are on the disk: a hint. The header may be one
-    /// that cannot be decoded.
+    /// Lock and header of a cluster for files as they are on the disk: a hint. The header may be
+    /// one that cannot be decoded.
     pub(crate) async fn peek_cluster(&self, index: u64) -> Result<Option<(Lock, Option<Cluster>)>> {
         let start = self.geometry().cluster_start(index);
         let (lock, body) = self.read_lock(start).await?;
@@ -407,107 +406,6 @@ impl Volume {
         Ok(payload > seen)
     }
 
-    /// Makes what was freed here usable: it may only wait for its record and for in-place writes.
-    pub(crate) async fn settle_freed(&self) -> Result<()> {
-        self.journal().commit(&self.io).await?;
-        self.journal().checkpoint(&self.io).await
-    }
-
-    /// Looks for space beyond the clusters of this host, holding nothing. `false`: no host had any
-    /// at a moment after the call began.
-    pub(crate) async fn seek_space(&self) -> Result<bool> {
-        if self.extend_frontier(true).await? {
-            return Ok(true);
-        }
-        let called = self.now();
-        let mut fruitless = self.space_sought.lock().await;
-        if *fruitless >= called {
-            return Ok(false);
-        }
-        let began = self.now();
-        // The headers on disk are as old as their holders' last checkpoints: who believes them asks
-        // for clusters that are full by now, and overlooks what was freed.
-        let mut to_ask = self.other_hosts().await?;
-        for _ in 0..SHOWING_LOOKS {
-            to_ask = self.ring_for_space(to_ask).await?;
-            self.io.env.clock.sleep(SHOWING / SHOWING_LOOKS).await;
-            if self.ask_for_clusters().await? {
-                return Ok(true);
-            }
-        }
-        *fruitless = began;
-        Ok(false)
-    }
-
-    /// Asks hosts to show their space. Returns those whose doorbell is full of requests of others.
-    pub(crate) async fn ring_for_space(&self, hosts: Vec<Holder>) -> Result<Vec<Holder>> {
-        let mut not_rung = Vec::new();
-        for host in hosts {
-            if !self.ring(host, &[], Request::ShowSpace).await? {
-                not_rung.push(host);
-            }
-        }
-        Ok(not_rung)
-    }
-
-    /// The live hosts but this one.
-    pub(crate) async fn other_hosts(&self) -> Result<Vec<Holder>> {
-        let seen = self.region.scan(&self.io).await?.into_iter().filter_map(|seen| seen.pulse);
-        Ok(seen
-            .filter(|pulse| pulse.state == PulseState::Live && pulse.slot != self.slot())
-            .map(|pulse| Holder { slot: pulse.slot, incarnation: pulse.incarnation })
-            .collect())
-    }
-
-    /// Puts what is freed here into the headers of its clusters, where other hosts see it.
-    pub(crate) async fn show_space(&self) -> Result<()> {
-        self.reap_own().await?;
-        self.settle_freed().await
-    }
-
-    /// Takes two clusters of other hosts in which there is room for what was missed: those with
-    /// most space of the first ones it finds. `false`: it got none.
-    async fn ask_for_clusters(&self) -> Result<bool> {
-        let (len, reserve) = self.alloc.borrow().missed;
-        let mut found = Vec::new();
-        for index in 0..self.initialised().await? {
-            if self.alloc.borrow().held.contains_key(&index) {
-                continue;
-            }
-            let (lock, header) = match self.peek_cluster(index).await {
-                Ok(Some((lock, Some(header)))) => (lock, header),
-                // No cluster for files, or nobody can tell.
-                Ok(_) => continue,
-                Err(e) if e.kind == Kind::Io => continue,
-                Err(e) => return Err(e),
-            };
-            if lock.holder.is_some_and(|holder| self.is_unrecovered(holder)) {
-                continue;
-            }
-            let free = header.bitmap.count_free();
-            if free >= len + reserve && header.bitmap.find_run(len, 0).is_some() {
-                found.push((free, index));
-            }
-            if found.len() == CANDIDATES {
-                break;
-            }
-        }
-        found.sort_unstable();
-        let mut taken = 0;
-        for (_, index) in found.iter().rev() {
-            match self.hold(self.cluster_wish(*index)).await {
-                Ok(_) => taken += 1,
-                Err(e) if e.kind == Kind::Stopped => return Err(e),
-                // Its holder died or does not give it up, or its header is damaged: there are more.
-                Err(e) => tracing::warn!(event = "cluster", index, error = %e, "stays there"),
-            }
-            if taken == 2 {
-                break;
-            }
-        }
-        Ok(taken > 0)
-    }
-
     /// Writes back the files that have space reserved in this cluster; `false`: not all could be.
     pub(crate) async fn write_back_users(&self, cluster: BlockNo) -> Result<bool> {
         let users: Vec<_> = self
@@ -556,7 +454,7 @@ mod tests {
             (dice % u64::from(below)) as u32
         };
         for _ in 0..200_000 {
-            let used = BLOCKS - alloc.free_seen() as u32;
+            let used = BLOCKS - alloc.free_seen().0 as u32;
             if used < BLOCKS / 5 * 4 {
                 let large = roll(8) == 0;
                 let len = if large { 64 } else { 1 + roll(8) };

@@ -105,9 +105,8 @@ impl Volume {
             match self.getattr(id).await {
                 // Removed between the two looks: look again.
                 Err(e) if e.kind == Kind::Stale => {
-                    let again = self.reading(dir, async |v| self.find(v, name).await).await?;
-                    if again == Some(id) {
-                        return Err(e);
+                    if self.still(dir, name, Some(id)).await? {
+                        return Err(names_nothing(dir, id));
                     }
                 }
                 other => return other,
@@ -253,7 +252,7 @@ impl Volume {
                 let id = found.ok_or(Kind::NotFound)?;
                 let guards = match self.hold_all(&[dir.into(), id.into()]).await {
                     Err(e) if e.kind == Kind::Stale && self.still(dir, name, Some(id)).await? => {
-                        return Err(e);
+                        return Err(names_nothing(dir, id));
                     }
                     Err(e) if e.kind == Kind::Stale => continue,
                     other => other?,
@@ -316,6 +315,16 @@ impl Volume {
             self.reap_if_closed(id);
         }
     }
+}
+
+/// A file's last name goes before the file does: a name without a file is damage.
+fn names_nothing(dir: FileId, id: FileId) -> Error {
+    let why = format!(
+        "an entry of directory {} names block {}, where the lock of its file is damaged or gone; \
+         nothing was changed, unmount everywhere and run `lunfs check`",
+        dir.addr, id.addr
+    );
+    Error::new(Kind::Corrupt, why)
 }
 
 fn bad_entry() -> Error {

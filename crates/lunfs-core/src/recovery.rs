@@ -15,6 +15,7 @@
 //! - A replay write that failed may land later. Its claim is never handed back nor tried again by
 //!   the claimer: it ends with the claimer's life, and whoever comes next fences the claimer first.
 
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use lunfs_format::{
@@ -26,7 +27,7 @@ use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
 use crate::journal::replay::{self, Place, Replayed, Unapplied};
-use crate::liveness::Observation;
+use crate::liveness::{Observation, claim_wait};
 use crate::types::FileId;
 use crate::volume::Volume;
 
@@ -105,9 +106,35 @@ impl Volume {
         }
         let submitted = self.now();
         let seen = self.region.read(&self.io, slot).await?;
-        let Some(pulse) = seen.pulse else { return Ok(()) };
+        let Some(pulse) = seen.pulse else {
+            self.note_damaged(slot);
+            return Ok(());
+        };
         self.learn(&pulse, submitted);
         self.recover_if_dead(&pulse).await
+    }
+
+    /// Takes note of a slot whose pulse cannot be decoded. It is neither free nor live: nobody may
+    /// guess whether its host lives, or which life it was (Q16).
+    pub(crate) fn note_damaged(&self, slot: SlotNo) {
+        let now = self.now();
+        if let Entry::Vacant(unknown) = self.damaged.borrow_mut().entry(slot) {
+            unknown.insert(now);
+            tracing::error!(
+                event = "slot-damaged",
+                slot = slot.0,
+                at = self.geometry().slot_offset(slot),
+                "the pulse of this slot is damaged: nobody can tell whether its host lives, so \
+                 what it had locked stays locked; unmount everywhere and run `lunfs check --repair`"
+            );
+        }
+    }
+
+    /// Has this slot been damaged for so long that nobody is about to mend it? A host that lives
+    /// does not write over it; one that was read in a bad moment has pulsed since.
+    pub(crate) fn is_damaged(&self, slot: SlotNo) -> bool {
+        let since = self.damaged.borrow().get(&slot).copied();
+        since.is_some_and(|since| self.now().since(since) > claim_wait(self.sb.timing))
     }
 
     /// Draws conclusions from what was just learned of a slot.
@@ -128,6 +155,7 @@ impl Volume {
     /// Takes note of a pulse that was read.
     pub(crate) fn learn(&self, pulse: &Pulse, submitted: Instant) {
         self.know(pulse.slot, pulse.incarnation.0);
+        self.damaged.borrow_mut().remove(&pulse.slot);
         if pulse.slot == self.me().slot {
             return;
         }

@@ -12,6 +12,7 @@ use lunfs_format::{BellState, Pulse, RECORD, SlotNo};
 use crate::env::{Compared, Instant, IoError};
 use crate::error::{Kind, Result};
 use crate::liveness::{Found, interval, lease};
+use crate::slots::Seen;
 use crate::types::StopReason;
 use crate::volume::{Task, Volume};
 
@@ -45,7 +46,14 @@ struct Pulsed {
     image: Pulse,
     answer: std::result::Result<Compared, IoError>,
     /// What a look afterwards found, and which confirmed image was the last when it began.
-    seen: Option<(Pulse, u64)>,
+    seen: Option<(Look, u64)>,
+}
+
+/// What a look at the own slot found.
+enum Look {
+    Whole(Box<Pulse>),
+    /// Bytes that are no pulse of this slot.
+    Damaged,
 }
 
 impl Volume {
@@ -175,10 +183,11 @@ impl Volume {
         } else {
             let confirmed = self.confirmed_counter();
             let bytes = disk.read(offset, self.sb.logical_block as usize).await;
-            bytes
-                .ok()
-                .and_then(|b| Pulse::decode(&b[..RECORD], self.sb.volume, self.slot()).ok())
-                .map(|pulse| (pulse, confirmed))
+            let look = |bytes: Vec<u8>| {
+                let pulse = Pulse::decode(&bytes[..RECORD], self.sb.volume, self.slot());
+                pulse.map_or(Look::Damaged, |pulse| Look::Whole(Box::new(pulse)))
+            };
+            bytes.ok().map(|bytes| (look(bytes), confirmed))
         };
         Pulsed { image, answer, seen }
     }
@@ -206,6 +215,10 @@ impl Volume {
         else {
             return;
         };
+        let Look::Whole(seen) = seen else {
+            drop(slot);
+            return self.stop_if_damaged();
+        };
         let found = live.found(&seen);
         drop(slot);
         match found {
@@ -219,6 +232,18 @@ impl Volume {
                 "the device shows an older pulse of this host than one it had confirmed: it went \
                  back in time; nothing more is written, check the array before mounting again",
             ),
+        }
+    }
+
+    /// Our pulse is damaged on the disk. Nothing of ours can replace it (R2), so the lease was the
+    /// last one; a single bad reading is not believed while it lasts.
+    fn stop_if_damaged(&self) {
+        if !self.io.is_open() {
+            self.io.stop(format!(
+                "the pulse of this host, slot {}, is damaged on the disk: nothing more is written; \
+                 unmount everywhere and run `lunfs check --repair`",
+                self.slot()
+            ));
         }
     }
 
@@ -329,7 +354,11 @@ impl Volume {
             self.region.read_range(&self.io, first, count).await?
         };
         let mut suspects = Vec::new();
-        for pulse in seen.iter().filter_map(|s| s.pulse.as_ref()) {
+        for Seen { slot, pulse } in &seen {
+            let Some(pulse) = pulse else {
+                self.note_damaged(*slot);
+                continue;
+            };
             self.learn(pulse, submitted);
             if pulse.state != lunfs_format::PulseState::Free && pulse.slot != self.slot() {
                 suspects.push(pulse.slot);

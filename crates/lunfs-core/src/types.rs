@@ -196,6 +196,9 @@ pub struct Space {
     pub total: u64,
     /// Those not in use, as last seen.
     pub free: u64,
+    /// Those that new contents may take: the rest is kept so that what was accepted can be
+    /// written back.
+    pub available: u64,
 }
 
 /// Who runs a mount; goes into its pulse.

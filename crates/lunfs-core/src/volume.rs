@@ -12,7 +12,7 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use lunfs_format::{Geometry, Holder, LockObject, PulseState, SlotNo, Superblock, Timestamp};
 use tokio::sync::{Mutex, Notify, mpsc};
 
-use crate::allocate::Allocator;
+use crate::allocate::{Allocator, available_of};
 use crate::counters::Counters;
 use crate::env::Instant;
 use crate::error::{Error, Kind, Result};
@@ -68,6 +68,8 @@ pub struct Volume {
     pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
     /// Dead hosts that this one could not recover, and when it may try again.
     pub(crate) unrecovered: RefCell<BTreeMap<Holder, Instant>>,
+    /// Slots whose pulse cannot be decoded, and since when.
+    pub(crate) damaged: RefCell<BTreeMap<SlotNo, Instant>>,
     pub(crate) recovering: Mutex<()>,
     pub(crate) flushing: Mutex<()>,
     pub(crate) dirtied: Notify,
@@ -128,6 +130,7 @@ impl Volume {
             known: RefCell::default(),
             watches: RefCell::default(),
             unrecovered: RefCell::default(),
+            damaged: RefCell::default(),
             recovering: Mutex::new(()),
             flushing: Mutex::new(()),
             dirtied: Notify::new(),
@@ -383,11 +386,13 @@ impl Volume {
                 self.alloc.borrow_mut().saw(index, free);
             }
         }
-        let per_cluster = u64::from(self.sb.cluster_blocks) - 2;
-        let untouched = self.sb.cluster_count.saturating_sub(initialised) * per_cluster;
+        let per_cluster = self.sb.cluster_blocks - 2;
+        let untouched = self.sb.cluster_count.saturating_sub(initialised);
+        let (free, available) = self.alloc.borrow().free_seen();
         Ok(Space {
-            total: self.sb.cluster_count * per_cluster,
-            free: self.alloc.borrow().free_seen() + untouched,
+            total: self.sb.cluster_count * u64::from(per_cluster),
+            free: free + untouched * u64::from(per_cluster),
+            available: available + untouched * available_of(per_cluster),
         })
     }
 

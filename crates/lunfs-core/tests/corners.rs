@@ -242,7 +242,7 @@ fn a_rename_over_a_name_without_a_file_ends() {
             let root = a.root();
             let over = a.rename(root, b"f", root, b"gone", RenameMode::Replace);
             let answer = within(&env, 60_000, over).await;
-            assert_eq!(answer.expect_err("damaged").kind, Kind::Stale);
+            assert_eq!(answer.expect_err("damaged").kind, Kind::Corrupt);
         })
         .await;
     });
@@ -341,5 +341,69 @@ fn a_full_volume_whose_hosts_died_can_be_mounted() {
         };
         assert_eq!(join(b.serve(), work).await.0, StopReason::Unmounted);
         check_clean(&env).await;
+    });
+}
+
+/// Makes files of this size until nothing more fits; how many there are.
+async fn fill(a: &Volume, size: usize) -> u32 {
+    for i in 0.. {
+        let name = format!("f{i} of {size}");
+        let Ok(made) = a.create(a.root(), name.as_bytes(), file()).await else { return i };
+        if a.write(made.id, 0, pattern(size, i as u8)).await.is_err() {
+            return i;
+        }
+    }
+    unreachable!("a volume has an end")
+}
+
+/// The only host of a full volume died, came back, deleted and wrote at once: no space, for as long
+/// as it went from cluster to cluster to free what was deleted.
+#[test]
+fn what_was_just_deleted_is_space_for_the_next_write() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let size = 16 << 20;
+        let a = mount(&env, "a").await;
+        let files = served(&[&a], async {
+            let files = fill(&a, size).await;
+            a.sync().await.expect("works");
+            files
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            for i in 0..files {
+                let name = format!("f{i} of {size}");
+                a.unlink(a.root(), name.as_bytes()).await.expect("works");
+            }
+            let id = a.create(a.root(), b"new", file()).await.expect("works").id;
+            for i in 0..100u64 {
+                a.write(id, i << 20, pattern(1 << 20, 7)).await.expect("there is space");
+            }
+            a.fsync(id).await.expect("works");
+        })
+        .await;
+    });
+}
+
+/// `df` promised space that only metadata may use.
+#[test]
+fn what_is_kept_for_metadata_is_free_but_not_available() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            fill(&a, 1 << 20).await;
+            fill(&a, 4096).await;
+            a.sync().await.expect("works");
+            let space = a.space().await.expect("works");
+            let clusters = a.superblock().cluster_count;
+            assert!(space.available <= 4 * clusters, "{space:?}");
+            assert!(space.free >= 32 * clusters, "{space:?}");
+        })
+        .await;
     });
 }

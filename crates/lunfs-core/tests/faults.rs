@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::{Either, join, select};
 use lunfs_core::env::Env;
 use lunfs_core::{SetAttr, StopReason};
-use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of};
+use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId};
 use support::moody::{Ask, Asked, Fault, World, moody, why, world};
 use support::{
     beside, block_on, check_clean, env_with_disk, file, formatted, journal_headers, mount, pattern,

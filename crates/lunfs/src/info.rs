@@ -77,7 +77,9 @@ fn print(info: &Value) {
     ] {
         line(title, &info[key]);
     }
-    for (title, key) in [("size", "volume_blocks"), ("free", "blocks_free")] {
+    for (title, key) in
+        [("size", "volume_blocks"), ("free", "blocks_free"), ("available", "blocks_available")]
+    {
         if let Some(blocks) = info[key].as_u64() {
             say!("{title:14}{}", Size(blocks.saturating_mul(BLOCK as u64)));
         }

@@ -7,7 +7,7 @@
 
 use lunfs_format::{Descriptor, RENAME_LOCK};
 
-use super::{Dir, LINKS_MAX};
+use super::{Dir, LINKS_MAX, names_nothing};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Wish, WishKind};
 use crate::types::{FileId, FileKind, RenameMode};
@@ -95,7 +95,7 @@ impl Volume {
                 // Names that still stand for what is gone are damage, not a race.
                 let same = self.still(step.dir, step.name, Some(step.from)).await?
                     && self.still(step.to_dir, step.to_name, step.to).await?;
-                return if same { Err(e) } else { Ok(false) };
+                return if same { Err(self.which_names_nothing(step).await) } else { Ok(false) };
             }
             other => other?,
         };
@@ -107,6 +107,13 @@ impl Volume {
         }
         self.rename_held(step).await?;
         Ok(true)
+    }
+
+    async fn which_names_nothing(&self, step: &Rename<'_>) -> Error {
+        match (self.getattr(step.from).await, step.to) {
+            (Ok(_), Some(to)) => names_nothing(step.to_dir, to),
+            _ => names_nothing(step.dir, step.from),
+        }
     }
 
     async fn is_directory(&self, id: FileId) -> Result<bool> {

@@ -171,8 +171,17 @@ impl Volume {
     }
 
     /// Nothing else is waited for with an end: programs rather wait for a lock than fail. But space
-    /// can be looked for elsewhere, and who leaves waits for nobody that cannot be recovered.
+    /// can be looked for elsewhere, who leaves waits for nobody that cannot be recovered, and
+    /// nobody waits for a slot of which nothing can be known any more.
     fn give_up_waiting(&self, entry: &Entry, holder: Holder, began: Instant) -> Result<()> {
+        if self.is_damaged(holder.slot) {
+            let why = format!(
+                "lock {} is held by slot {}, whose pulse is damaged; nothing was changed, unmount \
+                 everywhere and run `lunfs check --repair`",
+                entry.addr, holder.slot
+            );
+            return Err(Error::new(Kind::Corrupt, why));
+        }
         let is_cluster = entry.object == LockObject::Cluster;
         let is_dead = self.is_unrecovered(holder) && (is_cluster || self.is_closing());
         if is_dead || (is_cluster && self.now().since(began) > CLUSTER_WAIT) {

@@ -232,6 +232,7 @@ impl Served {
             "claim_ms": superblock.timing.claim_ms,
             "blocks_total": space.map(|space| space.total),
             "blocks_free": space.map(|space| space.free),
+            "blocks_available": space.map(|space| space.available),
         }))
     }
 

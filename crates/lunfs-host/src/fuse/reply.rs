@@ -62,5 +62,5 @@ reply!(ReplyXattr, Xattr, |it, value| match value {
 });
 // Files have no number of their own to run out of.
 reply!(ReplyStatfs, Space, |it, space| {
-    it.statfs(space.total, space.free, space.free, 0, 0, BLOCK, NAME_MAX as u32, BLOCK);
+    it.statfs(space.total, space.free, space.available, 0, 0, BLOCK, NAME_MAX as u32, BLOCK);
 });
