@@ -180,6 +180,12 @@ impl Bitmap {
         })
     }
 
+    /// What is in use here or there, of bitmaps of one size.
+    pub fn union(&self, other: &Bitmap) -> Bitmap {
+        let words = self.words.iter().zip(&other.words).map(|(one, two)| one | two).collect();
+        Bitmap { blocks: self.blocks, words }
+    }
+
     /// Blocks that are free.
     pub fn count_free(&self) -> u32 {
         self.words.iter().map(|word| word.count_zeros()).sum()

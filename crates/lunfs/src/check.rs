@@ -1,18 +1,19 @@
-//! `lunfs check`: reads a whole volume and says what is wrong. It never writes.
+//! `lunfs check`: reads a whole volume and says what is wrong. It writes only with `--repair`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
-use lunfs_core::check::{self, Report};
+use lunfs_core::check::{self, Repair, Report};
 use lunfs_format::BLOCK;
 use lunfs_host::disk::{Access, UringDisk};
+use lunfs_host::{format_guard, identity};
 use serde_json::json;
 
 use crate::out::say;
 use crate::place::Place;
-use crate::runtime;
+use crate::runtime::{self, env};
 use crate::size::Size;
 
 /// Findings printed one by one.
@@ -26,6 +27,9 @@ pub struct Options {
     /// Nobody may have it mounted: a host that is not gone is a finding, too
     #[arg(long)]
     offline: bool,
+    /// Mend what can be mended without guessing, then check again; it must be mounted nowhere
+    #[arg(long)]
+    repair: bool,
     /// For scripts
     #[arg(long)]
     json: bool,
@@ -33,27 +37,42 @@ pub struct Options {
 
 /// Exit code 0: clean. 1: something is wrong. 2: could not run.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let report = match checked(options) {
-        Ok(report) => report,
+    let (mended, report) = match mended_and_checked(options) {
+        Ok(done) => done,
         Err(error) => {
             eprintln!("lunfs: {error:#}; nothing is known about the volume");
             return Ok(ExitCode::from(2));
         }
     };
     if options.json {
-        say!("{}", as_json(&report));
+        say!("{}", as_json(&mended, &report));
     } else {
-        print(&report);
+        print(&mended, &report);
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn checked(options: &Options) -> Result<Report> {
+fn mended_and_checked(options: &Options) -> Result<(Vec<Repair>, Report)> {
     let source = match Place::of(&options.place)? {
         Place::Source(source) => source,
+        Place::Mount(mount) if options.repair => bail!(
+            "{} is a mount; unmount it everywhere, then repair {}; nothing was changed",
+            mount.point.display(),
+            mount.source
+        ),
         Place::Mount(mount) => mount.source.into(),
     };
-    read(&source, options.offline)
+    let mended = if options.repair { repair(&source)? } else { Vec::new() };
+    Ok((mended, read(&source, options.offline)?))
+}
+
+fn repair(source: &Path) -> Result<Vec<Repair>> {
+    if let Some(user) = format_guard::in_use(source)? {
+        bail!("{} is in use: {user}; nothing was changed", source.display());
+    }
+    let identity = identity(false)?;
+    let env = env(UringDisk::open(source, Access::ReadWrite)?, &identity);
+    runtime::block_on(async { Ok(check::repair(&env, &identity).await?) })
 }
 
 fn read(source: &Path, offline: bool) -> Result<Report> {
@@ -62,7 +81,10 @@ fn read(source: &Path, offline: bool) -> Result<Report> {
     runtime::block_on(async { Ok(check::check(&disk, &options).await?) })
 }
 
-fn print(report: &Report) {
+fn print(mended: &[Repair], report: &Report) {
+    for repair in mended {
+        say!("mended: {repair}");
+    }
     for finding in report.findings.iter().take(TOLD_MAX) {
         say!("{finding}");
     }
@@ -74,14 +96,19 @@ fn print(report: &Report) {
     say!("{files} files, {directories} directories, {symlinks} symlinks, {others} others");
     let size = |blocks: u64| Size(blocks.saturating_mul(BLOCK as u64));
     say!("{} used, {} free", size(report.blocks_used), size(report.blocks_free));
+    let changed = if mended.is_empty() { "nothing was changed" } else { "the rest is as it was" };
     match report.errors().count() {
         0 => say!("clean"),
-        1 => say!("1 error; nothing was changed"),
-        errors => say!("{errors} errors; nothing was changed"),
+        1 => say!("1 error; {changed}"),
+        errors => say!("{errors} errors; {changed}"),
+    }
+    for repair in report.repairs.iter().take(TOLD_MAX) {
+        say!("`--repair` can mend {repair}");
     }
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+fn as_json(mended: &[Repair], report: &Report) -> serde_json::Value {
+    let texts = |repairs: &[Repair]| repairs.iter().map(Repair::to_string).collect::<Vec<_>>();
     let findings: Vec<_> = report
         .findings
         .iter()
@@ -95,6 +122,8 @@ fn as_json(report: &Report) -> serde_json::Value {
         .collect();
     json!({
         "clean": report.is_clean(),
+        "mended": texts(mended),
+        "can_mend": texts(&report.repairs),
         "findings": findings,
         "files": report.files,
         "directories": report.directories,

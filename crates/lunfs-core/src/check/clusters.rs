@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use lunfs_format::{
-    BLOCK, Bitmap, BlockNo, Cluster, FRONTIER_LOCK, JOURNAL_HEADERS, JOURNAL_ORPHANS, JOURNAL_RING,
-    JournalHeader, Lock, LockObject, RENAME_LOCK, RecordHead, SlotNo, stored_checksum,
+    BLOCK, Bitmap, BlockNo, Cluster, FRONTIER_LOCK, Incarnation, JOURNAL_HEADERS, JOURNAL_ORPHANS,
+    JOURNAL_RING, JournalHeader, Lock, LockObject, RENAME_LOCK, RecordHead, SlotNo,
+    stored_checksum,
 };
 
 use super::claim::{Basis, Claims};
@@ -222,6 +223,12 @@ fn header_faults(
 impl Journal {
     fn in_cluster(slot: SlotNo, start: BlockNo) -> Journal {
         Journal { slot, start, newest: None, copies: 0, has_begun: false }
+    }
+
+    /// The last life that used it, if its header says so.
+    pub fn life(&self) -> Option<Incarnation> {
+        let header = self.newest.as_ref().filter(|header| header.slot == self.slot)?;
+        Some(header.incarnation)
     }
 
     /// The lock of its orphan directory.

@@ -21,6 +21,8 @@ pub(super) struct Media<'d> {
     disk: &'d dyn Disk,
     pub superblock: Superblock,
     pub geometry: Geometry,
+    /// Copies of the superblock that were read and are none.
+    pub damaged_copies: Vec<BlockNo>,
 }
 
 /// A lock and the block behind it.
@@ -42,6 +44,10 @@ impl<'d> Media<'d> {
             };
             copies.push((at, copy));
         }
+        let is_damaged =
+            |copy: &Result<Superblock>| copy.as_ref().is_err_and(|why| why.kind == Kind::Corrupt);
+        let damaged = copies.iter().filter(|(_, copy)| is_damaged(copy));
+        let damaged_copies = damaged.map(|(at, _)| *at).collect();
         let superblock = choose(copies, claims)?;
         let geometry = superblock.geometry();
         if device.size / (BLOCK as u64) < superblock.volume_blocks {
@@ -64,7 +70,7 @@ impl<'d> Media<'d> {
                 ),
             );
         }
-        Ok(Media { disk, superblock, geometry })
+        Ok(Media { disk, superblock, geometry, damaged_copies })
     }
 
     /// The identity of the volume.

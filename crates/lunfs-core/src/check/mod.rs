@@ -1,4 +1,5 @@
-//! The walker: reads a whole volume, changes nothing, and says what is wrong.
+//! The walker: reads a whole volume, changes nothing, and says what is wrong. What can be mended
+//! without guessing is mended in a second step, if that is asked for.
 //!
 //! It shares no code with the rest of the core, or it would share its mistakes: what it knows comes
 //! from docs/format.md and the decoders of `lunfs-format`.
@@ -21,6 +22,7 @@
 //! | `space` | every block is referenced exactly once, and the bitmaps say so (R12) |
 //! | `settle` | what holds on a volume in use |
 //! | `run` | one check from start to end |
+//! | `repair` | what can be mended, and mending it |
 //!
 //! - Nothing read is believed: any bytes end in a report. Each object is walked once, and each node
 //!   once for each tree that leads to it and whose object owns it; nothing recurses. So the walk
@@ -34,6 +36,7 @@ mod clusters;
 mod content;
 mod examine;
 mod media;
+mod repair;
 mod report;
 mod rules;
 mod run;
@@ -45,5 +48,6 @@ mod tests;
 mod tree;
 mod walk;
 
+pub use repair::{Repair, repair};
 pub use report::{Finding, Options, Report, Severity};
 pub use run::check;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use lunfs_format::{BlockNo, SlotNo};
 
+use super::repair::Repair;
+
 /// How to check.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
@@ -71,6 +73,8 @@ pub struct Report {
     pub live_slots: Vec<SlotNo>,
     /// Slots whose journals may hold records that wait for replay.
     pub pending_journals: Vec<SlotNo>,
+    /// What a repair would mend.
+    pub repairs: Vec<Repair>,
 }
 
 impl Report {

@@ -7,6 +7,7 @@ use lunfs_format::{BlockNo, FRONTIER_LOCK, RENAME_LOCK};
 use super::claim::{Basis, Claims};
 use super::clusters::{Clusters, FIXED};
 use super::media::Media;
+use super::repair;
 use super::report::{Options, Report};
 use super::rules;
 use super::settle::settle;
@@ -37,6 +38,7 @@ pub async fn check(disk: &dyn Disk, options: &Options<'_>) -> Result<Report> {
     let after = Slots::read(&media).await?;
     let is_at_rest = before.is_at_rest_until(&after);
     judge_holders(&mut walk, &after);
+    let repairs = repair::plan(&media, &after, &walk, is_at_rest);
     let mut claims = std::mem::take(&mut walk.claims);
     after.judge(options.offline, &mut claims);
     if options.offline && !is_at_rest {
@@ -61,6 +63,7 @@ pub async fn check(disk: &dyn Disk, options: &Options<'_>) -> Result<Report> {
             .into_iter()
             .collect(),
         pending_journals,
+        repairs,
         ..Report::default()
     };
     report.findings = if is_at_rest {

@@ -53,6 +53,16 @@ impl Slots {
         self.all.get(slot.0 as usize)?.pulse.as_ref().ok()
     }
 
+    /// Slots whose pulse cannot be decoded.
+    pub fn damaged(&self) -> impl Iterator<Item = SlotNo> {
+        self.pulses().filter(|(_, slot)| slot.pulse.is_err()).map(|(number, _)| number)
+    }
+
+    /// Doorbell entries that cannot be decoded.
+    pub fn damaged_bells(&self) -> impl Iterator<Item = (SlotNo, u32)> {
+        self.pulses().flat_map(|(number, slot)| slot.bells.iter().map(move |(e, _)| (number, *e)))
+    }
+
     /// Slots that are not free.
     pub fn live(&self) -> impl Iterator<Item = SlotNo> {
         let is_live =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lunfs_format::{BlockNo, Cluster};
+use lunfs_format::{Bitmap, BlockNo, Cluster};
 
 use super::claim::{Basis, Claims};
 use super::clusters::{Clusters, FIXED, Use};
@@ -126,34 +126,47 @@ pub(super) fn count(media: &Media<'_>, clusters: &Clusters) -> Counted {
     counted
 }
 
-/// Compares the references with the bitmaps, after a walk on a volume at rest.
-pub(super) fn compare(walk: &Walk<'_, '_>, claims: &mut Claims) {
-    let Walk { media, clusters, references, .. } = walk;
-    let mut leaked = Leaked::default();
-    for (index, cluster) in (0u64..).zip(&clusters.uses) {
-        let Use::Files(bitmap) = cluster else { continue };
-        let first = media.geometry.cluster_start(index);
-        let end = media.geometry.cluster_start(index + 1);
-        let mut wanted = Cluster::new(index, media.geometry.cluster_blocks).bitmap;
-        for run in references.within(first, end) {
+/// A cluster whose bitmap says something else than what refers to its blocks.
+pub(super) struct Mismatch {
+    pub cluster: u64,
+    pub says: Bitmap,
+    pub wanted: Bitmap,
+}
+
+/// All of them, after a walk on a volume at rest.
+pub(super) fn mismatches<'w>(walk: &'w Walk<'_, '_>) -> impl Iterator<Item = Mismatch> + 'w {
+    let geometry = walk.media.geometry;
+    (0u64..).zip(&walk.clusters.uses).filter_map(move |(cluster, cluster_use)| {
+        let Use::Files(says) = cluster_use else { return None };
+        let (first, end) = (geometry.cluster_start(cluster), geometry.cluster_start(cluster + 1));
+        let mut wanted = Cluster::new(cluster, geometry.cluster_blocks).bitmap;
+        for run in walk.references.within(first, end) {
             wanted.set_run(offset_in(first, run.start.0), offset_in(run.start, run.end()), true);
         }
-        if wanted == *bitmap {
-            continue;
-        }
-        for run in references.within(first, end) {
-            let missing = (run.start.0..run.end()).filter(|at| !bitmap.get(offset_in(first, *at)));
+        (wanted != *says).then(|| Mismatch { cluster, says: says.clone(), wanted })
+    })
+}
+
+/// Compares the references with the bitmaps, after a walk on a volume at rest.
+pub(super) fn compare(walk: &Walk<'_, '_>, claims: &mut Claims) {
+    let geometry = walk.media.geometry;
+    let mut leaked = Leaked::default();
+    for Mismatch { cluster, says, wanted } in mismatches(walk) {
+        let (first, end) = (geometry.cluster_start(cluster), geometry.cluster_start(cluster + 1));
+        for run in walk.references.within(first, end) {
+            let missing = (run.start.0..run.end()).filter(|at| !says.get(offset_in(first, *at)));
             for (start, len) in merged(missing) {
                 let (blocks, purpose) = (blocks(start, len), run.purpose.name());
                 let what = format!(
-                    "{blocks}, {purpose} of {}, is free in the bitmap of cluster {index}: it will \
-                     be handed out again and overwritten; do not mount the volume",
+                    "{blocks}, {purpose} of {}, is free in the bitmap of cluster {cluster}: it \
+                     will be handed out again and overwritten; do not mount the volume before \
+                     `lunfs check --repair`",
                     walk.path(run.owner),
                 );
                 claims.error(BlockNo(start), Basis::Volume, what);
             }
         }
-        let lost = (0..media.geometry.cluster_blocks).filter(|i| bitmap.get(*i) && !wanted.get(*i));
+        let lost = (0..geometry.cluster_blocks).filter(|i| says.get(*i) && !wanted.get(*i));
         leaked.add(merged(lost.map(|i| first.0 + u64::from(i))));
     }
     leaked.report(walk.is_partial, claims);
