@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use lunfs_format::{Holder, PulseState, Request};
 use tokio::sync::oneshot;
 
@@ -17,6 +17,9 @@ const SHOWING: Duration = Duration::from_secs(1);
 const SHOWING_LOOKS: u32 = 4;
 /// Clusters with free space among which a host chooses.
 const CANDIDATES: usize = 64;
+/// Clusters read at once.
+const PEEKS: usize = 32;
+
 impl Volume {
     /// Makes what was freed here usable: it may only wait for its record and for in-place writes.
     pub(crate) async fn settle_freed(&self) -> Result<()> {
@@ -110,30 +113,13 @@ impl Volume {
     /// Takes two clusters of other hosts in which there is room for what was missed: those with
     /// most space of the first ones it finds. `false`: it got none.
     async fn ask_for_clusters(&self) -> Result<bool> {
-        let (len, reserve) = self.alloc.borrow().missed;
         let mut found = Vec::new();
-        for index in 0..self.initialised().await? {
-            if self.alloc.borrow().held.contains_key(&index) {
-                continue;
-            }
-            let (lock, header) = match self.peek_cluster(index).await {
-                Ok(Some((lock, Some(header)))) => (lock, header),
-                // No cluster for files, or nobody can tell.
-                Ok(_) => continue,
-                Err(e) if e.kind == Kind::Io => continue,
-                Err(e) => return Err(e),
-            };
-            if lock.holder.is_some_and(|holder| self.is_unrecovered(holder)) {
-                continue;
-            }
-            let free = header.bitmap.count_free();
-            if free >= len + reserve && header.bitmap.find_run(len, 0).is_some() {
-                found.push((free, index));
-            }
-            if found.len() == CANDIDATES {
-                break;
-            }
+        let mut rest = 0..self.initialised().await?;
+        while !rest.is_empty() && found.len() < CANDIDATES {
+            let part: Vec<u64> = rest.by_ref().take(PEEKS).collect();
+            found.extend(self.with_room(part).await?);
         }
+        found.truncate(CANDIDATES);
         found.sort_unstable();
         let mut taken = 0;
         for (_, index) in found.iter().rev() {
@@ -148,5 +134,32 @@ impl Volume {
             }
         }
         Ok(taken > 0)
+    }
+
+    /// Those of these clusters of other hosts in which there is room for what was missed, and how
+    /// much is free in them.
+    async fn with_room(&self, clusters: Vec<u64>) -> Result<Vec<(u32, u64)>> {
+        let (len, reserve) = self.alloc.borrow().missed;
+        let foreign = |index: &u64| !self.alloc.borrow().held.contains_key(index);
+        let peeks = clusters.into_iter().filter(foreign);
+        let peeks = peeks.map(async |index| (index, self.peek_cluster(index).await));
+        let mut found = Vec::new();
+        for (index, peek) in join_all(peeks).await {
+            let (lock, header) = match peek {
+                Ok(Some((lock, Some(header)))) => (lock, header),
+                // No cluster for files, or nobody can tell.
+                Ok(_) => continue,
+                Err(e) if e.kind == Kind::Io => continue,
+                Err(e) => return Err(e),
+            };
+            if lock.holder.is_some_and(|holder| self.is_unrecovered(holder)) {
+                continue;
+            }
+            let free = header.bitmap.count_free();
+            if free >= len + reserve && header.bitmap.find_run(len, 0).is_some() {
+                found.push((free, index));
+            }
+        }
+        Ok(found)
     }
 }
