@@ -285,6 +285,10 @@ impl Volume {
         let header = replay::header(&self.io, place, dead, began).await.map_err(Failure::of)?;
         let Some(header) = header else { return Ok(Replayed::default()) };
         let wanted = replay::read(&self.io, place, dead, &header).await.map_err(Failure::of)?;
+        // The last record may have come no further than a cache of the disk when its host died. A
+        // power loss after the first of our writes could then take it, and leave some of its
+        // images: half a transaction.
+        self.io.flush().await.map_err(Failure::of)?;
         let done = replay::apply(&self.io, self.sb.volume, dead, &wanted).await;
         let done = done.map_err(|e| match e {
             Unapplied::Unwritten(e) if e.kind == Kind::Io => Failure::Write(e),

@@ -2,9 +2,13 @@
 
 mod support;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use futures_util::future::{Either, join, select};
 use lunfs_core::{SetAttr, StopReason};
-use support::moody::{World, world};
+use lunfs_format::{kind, kind_of};
+use support::moody::{Ask, Fault, World, world};
 use support::{beside, block_on, check_clean, file, formatted, mount, pattern, sleep};
 
 /// R4: a slot is free only when what was replayed is durable. Nobody replays it once more after a
@@ -36,6 +40,55 @@ fn a_replay_is_durable_before_its_slot_is_free() {
         let story = async {
             let data = c.read(id, 0, 1 << 20).await.expect("it was synced");
             assert_eq!(data, pattern(10_000, 1));
+            c.unmount().await.expect("works");
+        };
+        assert_eq!(join(c.serve(), story).await.0, StopReason::Unmounted);
+        check_clean(&env).await;
+    });
+}
+
+/// R4: what is replayed is durable before the first write that follows from it. The record of a
+/// dead host had come as far as the disk's cache; its first image was in place when the power
+/// failed. The record was lost, the image was not, and half a transaction was left for ever.
+#[test]
+fn a_record_in_a_cache_is_durable_before_it_is_replayed() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = beside(a.serve(), async {
+            let b = mount(&env, "b").await;
+            disk.when(|asked| {
+                let is_record = kind_of(asked.new) == Some(kind::JOURNAL_RECORD);
+                (asked.ask == Ask::Write && is_record).then_some(Fault::Cache)
+            });
+            a.create(a.root(), b"f", file()).await.expect("is only in memory");
+            sleep(&env, 1_000).await;
+            b
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let placed = Rc::new(Cell::new(0));
+        let seen = placed.clone();
+        disk.when(move |asked| {
+            let is_second = asked.ask == Ask::Write && seen.replace(seen.get() + 1) == 1;
+            is_second.then_some(Fault::Hang)
+        });
+        beside(b.serve(), async {
+            while placed.get() < 2 {
+                sleep(&env, 1).await;
+            }
+            sleep(&env, 10).await;
+        })
+        .await;
+        disk.lose_records();
+        disk.well();
+        env.fence.leave(b.slot());
+        let c = mount(&env, "c").await;
+        let story = async {
+            while c.counters().takeovers < 2 {
+                sleep(&env, 1).await;
+            }
             c.unmount().await.expect("works");
         };
         assert_eq!(join(c.serve(), story).await.0, StopReason::Unmounted);

@@ -45,6 +45,8 @@ pub enum Fault {
     Hang,
     /// A compare-and-write that is answered late with a doubt, and lands at once or never.
     Doubt { lands: bool, after: Duration },
+    /// A write that comes as far as the disk's cache, and is never answered.
+    Cache,
     /// A write that is answered with a doubt after a moment, and lands much later.
     Late { answer: Duration, landing: Duration },
 }
@@ -102,10 +104,28 @@ impl Moody {
         }
     }
 
+    /// Forgets, of what was not flushed, the records of journals.
+    pub fn lose_records(&self) {
+        let is_record = |(at, _): &(u64, Vec<u8>)| {
+            kind_of(&self.ram.get(*at, 4096)) == Some(kind::JOURNAL_RECORD)
+        };
+        let records: Vec<_> =
+            self.volatile.borrow().iter().filter(|w| is_record(w)).cloned().collect();
+        for (at, old) in records.into_iter().rev() {
+            self.ram.put(at, &old);
+        }
+    }
+
     fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
         match (*self.rule.borrow())(asked)? {
             Fault::Fail => Some(Box::pin(async { Err(IoError::Failed("broken".into())) })),
             Fault::Hang => Some(Box::pin(std::future::pending())),
+            Fault::Cache => {
+                let old = self.ram.get(asked.at, asked.new.len());
+                self.volatile.borrow_mut().push((asked.at, old));
+                self.ram.put(asked.at, asked.new);
+                Some(Box::pin(std::future::pending()))
+            }
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
