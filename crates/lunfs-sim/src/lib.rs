@@ -14,12 +14,14 @@
 //! | `checkers` | rules that are checked on the disk itself |
 //! | `schedule` | one run: from a seed to a verdict |
 //! | `script` | scripted runs for tests |
+//! | `enumerate` | every crash of every operation, in a world of its own |
 #![forbid(unsafe_code)]
 
 pub mod chance;
 pub mod checkers;
 pub mod clock;
 pub mod disk;
+pub mod enumerate;
 pub mod executor;
 pub mod fence;
 pub mod finding;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use lunfs_core::Counters;
 use lunfs_sim::disk::faults::SECOND;
+use lunfs_sim::enumerate;
 use lunfs_sim::met::Met;
 use lunfs_sim::schedule::{Outcome, Parameters, run};
 use lunfs_sim::trace::seconds;
@@ -15,8 +16,10 @@ const SEEDS_FOR_ALL: u64 = 200;
 
 /// Runs lunfs in a world that breaks, and checks every rule.
 #[derive(Debug, Parser)]
-#[command(name = "lunfs-sim", version)]
+#[command(name = "lunfs-sim", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Run this one seed.
     #[arg(long, conflicts_with_all = ["seeds", "from", "minutes"])]
     seed: Option<u64>,
@@ -41,6 +44,12 @@ struct Arguments {
     /// Print every event.
     #[arg(long)]
     verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Crashes every operation at every write, and its recovery, too.
+    Enumerate(enumerate::command::Options),
 }
 
 impl Arguments {
@@ -146,6 +155,13 @@ fn report(arguments: &Arguments, seed: u64, outcome: &Outcome, totals: &mut Tota
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Enumerate(options)) = &arguments.command {
+        return if enumerate::command::run(options) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     let mut totals = Totals::default();
     let mut count = 0;
     for seed in arguments.seeds() {
