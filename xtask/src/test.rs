@@ -51,6 +51,7 @@ const PARTS: &[Part] = &[
     Part { name: "cargo test", budget: 900, run: cargo_test },
     Part { name: "doc", budget: 240, run: |_| doc() },
     Part { name: "prove simulator", budget: 480, run: |c| prove(c, "simulator", None) },
+    Part { name: "prove enumerate", budget: 240, run: |c| prove(c, "enumerate", None) },
     Part { name: "prove demo", budget: 360, run: |c| prove(c, "demo", None) },
     Part { name: "prove copy-tree", budget: 180, run: |c| prove(c, "copy-tree", None) },
     Part { name: "prove tools", budget: 180, run: |c| prove(c, "tools", None) },

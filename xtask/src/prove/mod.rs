@@ -6,6 +6,7 @@
 mod compare;
 mod copy_tree;
 mod demo;
+mod enumerate;
 mod kill_daemon;
 mod kill_group;
 mod ledger;
@@ -41,7 +42,7 @@ pub struct Options {
     /// Start of the random choices; printed at the start of every run
     #[arg(long)]
     seed: Option<u64>,
-    /// Of `mutations`, only those whose names contain this
+    /// Of `mutations` and `enumerate`, only what contains this in its name
     #[arg(long)]
     only: Option<String>,
 }
@@ -154,6 +155,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "200 seeds without a finding, each twice with the same trace",
         needs: &[],
         run: simulator::run,
+    },
+    Scenario {
+        name: "enumerate",
+        shows: "every operation and pair, crashed at every write, is before or after",
+        needs: &[],
+        run: enumerate::run,
     },
     Scenario {
         name: "mutations",

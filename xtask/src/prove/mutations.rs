@@ -8,11 +8,13 @@
 //! takes: replay no longer looks at the generation of the lock
 //! caught-by: seeds 1..60
 //! caught-by: test lunfs-core replay
+//! caught-by: enumerate create,unlink
 //! --- a/crates/...
 //! ```
 //!
 //! `seeds` runs the simulator on each of these seeds until one has a finding; `test` runs the
-//! tests of a package whose names contain a word. The diffs are applied to a copy of the tree,
+//! tests of a package whose names contain a word; `enumerate` crashes the operations whose names
+//! contain one of some words, and their recovery. The diffs are applied to a copy of the tree,
 //! after the copy without any of them has passed everything that is going to be asked.
 
 use std::collections::BTreeSet;
@@ -36,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 enum Catcher {
     Seeds { first: u64, end: u64 },
     Test { package: String, word: String },
+    Enumerate { operations: String },
 }
 
 struct Mutation {
@@ -126,7 +129,8 @@ fn catcher(text: &str) -> Result<Catcher> {
             Ok(Catcher::Seeds { first: first.parse()?, end: end.parse()? })
         }
         ["test", package, word] => Ok(Catcher::Test { package: package.into(), word: word.into() }),
-        _ => bail!("neither `seeds FIRST..END` nor `test PACKAGE WORD`: {text}"),
+        ["enumerate", operations] => Ok(Catcher::Enumerate { operations: operations.into() }),
+        _ => bail!("none of `seeds FIRST..END`, `test PACKAGE WORD`, `enumerate WORDS`: {text}"),
     }
 }
 
@@ -165,11 +169,11 @@ impl Copy {
         let asked: BTreeSet<&Catcher> = mutations.iter().flat_map(|m| &m.catchers).collect();
         let seeds = asked.iter().filter_map(|catcher| match catcher {
             Catcher::Seeds { end, .. } => Some(*end),
-            Catcher::Test { .. } => None,
+            Catcher::Test { .. } | Catcher::Enumerate { .. } => None,
         });
         let seeds = Catcher::Seeds { first: 0, end: seeds.max().unwrap_or_default() };
-        let tests = asked.into_iter().filter(|catcher| matches!(catcher, Catcher::Test { .. }));
-        for catcher in tests.chain([&seeds]) {
+        let others = asked.into_iter().filter(|c| !matches!(c, Catcher::Seeds { .. }));
+        for catcher in others.chain([&seeds]) {
             if let Some(Catch { by, said }) = self.ask(catcher)? {
                 bail!("{by} fails without any mutation: {said}");
             }
@@ -209,6 +213,7 @@ impl Copy {
         match catcher {
             Catcher::Seeds { first, end } => self.ask_seeds(*first, *end),
             Catcher::Test { package, word } => self.ask_tests(package, word),
+            Catcher::Enumerate { operations } => self.ask_enumeration(operations),
         }
     }
 
@@ -223,6 +228,15 @@ impl Copy {
             }
         }
         Ok(None)
+    }
+
+    fn ask_enumeration(&self, operations: &str) -> Result<Option<Catch>> {
+        shell::output(&mut self.cargo(["build", "--quiet", "-p", "lunfs-sim"]))
+            .context("a mutation must compile")?;
+        let mut simulator = Command::new(self.target.join("debug/lunfs-sim"));
+        simulator.args(["enumerate", "--second-bound", "2", "--only", operations]);
+        let said = failure(&mut simulator)?;
+        Ok(said.map(|said| Catch { by: format!("enumerate {operations}"), said }))
     }
 
     fn ask_tests(&self, package: &str, word: &str) -> Result<Option<Catch>> {
@@ -306,10 +320,13 @@ mod tests {
     #[test]
     fn the_lines_above_the_diff_say_what_must_notice() {
         let text = "rule: R7\ntakes: the look at the generation\ncaught-by: seeds 1..60\n\
-                    caught-by: test lunfs-core replay\n--- a/x\n+++ b/x\n";
+                    caught-by: test lunfs-core replay\ncaught-by: enumerate link,grow\n\
+                    --- a/x\n+++ b/x\n";
         let mutation = parse(text, "one".into(), PathBuf::new()).expect("a whole head");
         assert_eq!(mutation.rule, "R7");
-        assert_eq!(mutation.catchers.len(), 2);
+        assert_eq!(mutation.catchers.len(), 3);
+        let enumerate = Catcher::Enumerate { operations: "link,grow".into() };
+        assert_eq!(mutation.catchers[2], enumerate);
         assert_eq!(mutation.catchers[0], Catcher::Seeds { first: 1, end: 60 });
         assert!(parse("rule: R7\n--- a/x\n", "two".into(), PathBuf::new()).is_err());
     }
