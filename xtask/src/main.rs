@@ -6,6 +6,7 @@
 mod deny;
 mod prove;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 mod tools;
@@ -33,6 +34,8 @@ enum Task {
     Prove(prove::Options),
     /// Kill, stop, unmount and mount real hosts at random, and look whether anything is lost
     Torture(prove::torture::Options),
+    /// Search for hours: enumeration, fuzzing, torture and seeds; adds a row to docs/soak.md
+    Soak(soak::Options),
     /// Write files and log what is durable; scenarios run it as a process of its own
     #[command(hide = true)]
     ProveWriter(prove::writer::Options),
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Prove(options) => prove::run(&options),
         Task::Torture(options) => prove::torture::task(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::ProveWriter(options) => prove::writer::run(&options),
     };
     match ending {

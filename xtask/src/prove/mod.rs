@@ -17,7 +17,7 @@ mod simulator;
 mod stop;
 mod tools;
 pub mod torture;
-mod world;
+pub mod world;
 pub mod writer;
 
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{File, Finding};
 use crate::root;
+use crate::soak::record;
 
 /// Documents whose names of tests and functions are checked.
 const NAMING: &[&str] = &["docs/protocol.md", "docs/threats.md"];
@@ -21,6 +22,7 @@ pub fn check(files: &[File]) -> Vec<Finding> {
         }
     }
     findings.extend(unlisted(files));
+    findings.extend(soaks(files));
     findings.extend(unknown_names(files));
     findings
 }
@@ -115,6 +117,12 @@ fn unlisted(files: &[File]) -> Vec<Finding> {
         .filter(|file| !is_listed(&file.path))
         .map(|file| file.finding(1, "is not in README's map of documents"))
         .collect()
+}
+
+/// Rows and sums of the soaks.
+fn soaks(files: &[File]) -> Vec<Finding> {
+    let soak = files.iter().filter(|file| file.path == "docs/soak.md");
+    soak.filter_map(|file| Some(file.finding(1, record::wrong(&file.text)?))).collect()
 }
 
 /// Names in code style that no source in `crates` defines: a test that was renamed would leave a

@@ -11,7 +11,7 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use crate::{Ending, root, shell};
+use crate::{Ending, root, shell, test};
 
 /// A text file of the workspace.
 struct File {
@@ -59,6 +59,11 @@ pub fn run() -> Result<Ending> {
     findings.extend(sources::stale_exceptions(&files));
     findings.extend(documents::check(&files));
     findings.extend(crates::check(&files));
+    findings.extend(test::over_budget().map(|what| Finding {
+        path: "xtask/src/test.rs".into(),
+        line: 1,
+        what,
+    }));
     for finding in &findings {
         println!("{finding}");
     }
