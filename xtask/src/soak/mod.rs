@@ -55,6 +55,9 @@ pub fn run(options: &Options) -> Result<Ending> {
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
     println!("soak: code {code}, seeds from {first}");
     let simulator = world::build("lunfs-sim")?;
+    if !swarm::can_be_counted(&simulator)? {
+        bail!("this lunfs-sim has no --json: nothing could be counted, and nothing was run");
+    }
 
     let started = Instant::now();
     let share = |percent: u32| options.hours * percent / 100;
