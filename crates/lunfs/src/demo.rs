@@ -6,6 +6,7 @@
 mod stage;
 mod timeline;
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -95,7 +96,12 @@ fn lacks_root() -> Option<String> {
 
 fn lacks_fuse() -> Option<String> {
     let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-    Some(format!("/dev/fuse: {}; load the module with `modprobe fuse`", fuse.err()?))
+    let error = fuse.err()?;
+    if error.kind() == ErrorKind::PermissionDenied && lacks_root().is_some() {
+        // That is the same lack.
+        return None;
+    }
+    Some(format!("/dev/fuse: {error}; load the module with `modprobe fuse`"))
 }
 
 fn lacks_sha256sum() -> Option<String> {

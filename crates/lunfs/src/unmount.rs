@@ -18,7 +18,7 @@ use crate::out::say;
 pub struct Options {
     /// Mount point
     dir: PathBuf,
-    /// Unmount even if programs use it or the daemon hangs; ends within the deadline and 15 s
+    /// Unmount even if programs use it or the daemon hangs; ends within the deadline and 20 s
     #[arg(long)]
     force: bool,
     /// With --force: how long its users may take, as in 10s or 500ms
