@@ -16,8 +16,10 @@ use lunfs_format::{BLOCK, BlockNo, RECORD, Record};
 use tokio::sync::Notify;
 
 use crate::counters::Counters;
-use crate::env::{Compared, Env, Instant, IoError};
+use crate::env::{Env, Instant, IoError};
 use crate::error::{Error, Kind, Result};
+use crate::liveness::{extended, lease_is_open};
+use crate::settle::{Answered, Looked, answered, looked, unseen_stops};
 
 /// How often a failed read is tried again before it is an error.
 const READ_ATTEMPTS: u32 = 5;
@@ -71,9 +73,7 @@ impl Io {
 
     /// A good pulse extends the lease; it never shortens it.
     pub fn open_until(&self, until: Instant) {
-        if until > self.lease_until.get() {
-            self.lease_until.set(until);
-        }
+        self.lease_until.set(extended(self.lease_until.get(), until));
         self.changed.notify_waiters();
     }
 
@@ -90,7 +90,8 @@ impl Io {
 
     /// Is the lease open now?
     pub fn is_open(&self) -> bool {
-        self.stopped.borrow().is_none() && self.env.clock.now() < self.lease_until.get()
+        self.stopped.borrow().is_none()
+            && lease_is_open(self.env.clock.now(), self.lease_until.get())
     }
 
     /// Stops this host for good. The first reason stays.
@@ -136,7 +137,7 @@ impl Io {
             if let Some(why) = self.stopped() {
                 return Err(Error::new(Kind::Stopped, why));
             }
-            if self.env.clock.now() < self.lease_until.get() {
+            if lease_is_open(self.env.clock.now(), self.lease_until.get()) {
                 return Ok(self.lease_until.get());
             }
             changed.await;
@@ -237,9 +238,6 @@ impl Io {
     }
 
     /// Replaces `expect` by `new` at byte offset `at` and settles every doubt before it answers.
-    ///
-    /// Sound because images never repeat: once another image than `expect` is there, no late
-    /// attempt of ours can land any more.
     pub async fn compare_and_write(
         &self,
         at: u64,
@@ -251,40 +249,38 @@ impl Io {
             let until = self.pass().await?;
             let (old, image) = (self.padded(expect), self.padded(new));
             let answer = self.env.disk.compare_and_write(at, old, image, until).await;
-            match answer {
-                Ok(Compared::Written) => {
+            let last = answered(&answer);
+            match last {
+                Answered::Done => {
                     if doubt {
                         self.count(|c| c.in_doubt_not_landed += 1);
                     }
                     return Ok(Settled::Won);
                 }
-                Ok(Compared::Miscompare) => {}
-                Err(IoError::InDoubt(_)) => doubt = true,
-                Err(IoError::TooLate) => continue,
-                Err(IoError::Failed(_)) => self.env.clock.sleep(RETRY_PAUSE).await,
+                Answered::Never => continue,
+                Answered::Doubt => doubt = true,
+                Answered::Unlike => {}
+                Answered::Undone => self.env.clock.sleep(RETRY_PAUSE).await,
             }
             let found = match self.read_record(at).await {
                 Ok(found) => found,
-                Err(e) if doubt && e.kind != Kind::Stopped => {
-                    // It may have landed or may land yet, and we cannot look: to go on would be to
-                    // guess who holds what.
+                Err(e) if unseen_stops(doubt, last) && e.kind != Kind::Stopped => {
                     self.stop(format!("a compare-and-write at byte {at} stays in doubt: {e}"));
                     return Err(Error::new(Kind::Stopped, e.to_string()));
                 }
                 Err(e) => return Err(e),
             };
-            if found[..RECORD] == new[..] {
-                self.count(|c| c.in_doubt_landed += 1);
-                return Ok(Settled::Won);
-            }
-            if found[..RECORD] != expect[..] {
-                if doubt {
-                    self.count(|c| c.in_doubt_lost += 1);
+            match looked(&found[..RECORD], &expect[..], &new[..]) {
+                Looked::Won => {
+                    self.count(|c| c.in_doubt_landed += 1);
+                    return Ok(Settled::Won);
                 }
-                return Ok(Settled::Lost(found));
+                Looked::Lost => {
+                    self.count(|c| c.in_doubt_lost += u64::from(doubt));
+                    return Ok(Settled::Lost(found));
+                }
+                Looked::Again => {}
             }
-            // Still the old image: our attempt may yet land. Trying the same again settles it:
-            // whichever lands first replaces `expect`, and then the other cannot.
         }
     }
 }

@@ -18,6 +18,7 @@ use lunfs_format::{
 };
 
 use crate::allocate::Allocator;
+use crate::claim::{Leaving, freed, leaving};
 use crate::env::{Env, Instant};
 use crate::error::{Error, Kind, Result};
 use crate::format::{empty_directory, lock_block, read_superblock};
@@ -364,8 +365,7 @@ impl Volume {
             self.journal().checkpoint(&self.io).await?;
         }
         self.io.flush().await?;
-        if let Some(dead) = self.kept_claim() {
-            // Freeing our slot would say that nothing of ours can land any more.
+        if let Leaving::Stop(dead) = leaving(self.kept_claim()) {
             let own = match &written {
                 Ok(()) => "all of this host is durable".to_owned(),
                 Err(e) => format!("not all of this host is durable: {e}"),
@@ -394,10 +394,7 @@ impl Volume {
                 Some(live) => live.confirmed().clone(),
                 None => return Ok(()),
             };
-            let next = lunfs_format::Incarnation(confirmed.incarnation.0 + 1);
-            let mut free = Pulse::free(confirmed.slot, next, self.nonce());
-            free.journal = confirmed.journal;
-            free.geometry_epoch = confirmed.geometry_epoch;
+            let free = freed(&confirmed, self.nonce());
             let swap = std::pin::pin!(self.region.swap(&self.io, &confirmed, &free));
             let over = self.io.env.clock.sleep_until(self.io.lease_until());
             let settled = match select(swap, over).await {

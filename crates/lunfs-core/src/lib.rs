@@ -6,7 +6,9 @@
 //! | `io` | the lease gate (R1), settling compare-and-writes in doubt (R2) |
 //! | `liveness` | our own pulses, other hosts' silence (R1..R3): pure decisions |
 //! | `slots` | the heartbeat region: slots and doorbells |
-//! | `recovery` | claim, fence, replay, free (R4) |
+//! | `settle` | how a compare-and-write ended (R2): pure decisions |
+//! | `claim` | when and how a dead slot is taken over (R4): pure decisions |
+//! | `recovery` | claim, fence, replay, free |
 //! | `lock`, `locks` | who may change an object: decisions (R5), caching and handing over (R6) |
 //! | `journal` | the redo journal and its replay (R7..R9) |
 //! | `meta`, `transaction`, `allocate` | cached metadata, atomic changes, space |
@@ -23,6 +25,7 @@
 mod allocate;
 mod attributes;
 pub mod check;
+pub mod claim;
 mod counters;
 mod data;
 mod directory;
@@ -40,6 +43,7 @@ mod meta;
 mod orphans;
 mod recovery;
 mod service;
+pub mod settle;
 mod slots;
 mod transaction;
 pub mod tree;

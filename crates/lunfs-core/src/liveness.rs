@@ -30,6 +30,23 @@ pub fn lease(timing: Timing) -> Duration {
     Duration::from_millis(u64::from(timing.lease_ms))
 }
 
+/// May a write be submitted now under a lease that ends at `until` (R1)?
+pub fn lease_is_open(now: Instant, until: Instant) -> bool {
+    now < until
+}
+
+/// The end of a lease after a good pulse whose own ends at `until`: a late answer shortens nothing,
+/// and opens nothing that is over.
+pub fn extended(lease_until: Instant, until: Instant) -> Instant {
+    lease_until.max(until)
+}
+
+/// Do our own pulses go well, so that what we see of others counts (R3)? `pulsed` is when the last
+/// good one was answered.
+pub fn pulses_well(now: Instant, pulsed: Instant, timing: Timing) -> bool {
+    now.since(pulsed) <= lease(timing) / 2
+}
+
 /// Pause between pulses.
 pub fn interval(timing: Timing) -> Duration {
     Duration::from_millis(u64::from(timing.pulse_ms))
@@ -121,6 +138,12 @@ impl Liveness {
         Some(attempt.submitted + lease(self.confirmed.timing))
     }
 
+    /// As `found`, for a look that began when the image with `counter` was the confirmed one.
+    /// `None`: another was confirmed since, so the look may have seen the one before it.
+    pub fn found_since(&mut self, counter: u64, seen: &Pulse) -> Option<Found> {
+        (counter == self.confirmed.counter).then(|| self.found(seen))
+    }
+
     /// Judges what a read after a miscompare or a doubt found in our slot (R2).
     pub fn found(&mut self, seen: &Pulse) -> Found {
         if *seen == self.confirmed {
@@ -192,6 +215,11 @@ impl Observation {
     pub fn is_ripe(&self) -> bool {
         let timing = self.seen.timing;
         self.good >= claim_wait(timing) && self.tail >= interval(timing) * TAIL
+    }
+
+    /// Good time without a gap at the end of the silence.
+    pub fn tail(&self) -> Duration {
+        self.tail
     }
 
     /// Good time of silence so far.

@@ -80,6 +80,24 @@ pub fn released(
     }
 }
 
+/// What happens before a lock changes hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReleaseStep {
+    /// Pending changes become transactions.
+    WriteBack,
+    /// Every record so far is durable.
+    Commit,
+    /// What the lock covers is in place and flushed.
+    Place,
+    /// The lock itself changes.
+    Give,
+}
+
+/// The order of a release (R6). A crash before the last step leaves the lock ours and stale, and
+/// replay finds or puts everything in place; after it the next holder finds the body there.
+pub const RELEASE: [ReleaseStep; 4] =
+    [ReleaseStep::WriteBack, ReleaseStep::Commit, ReleaseStep::Place, ReleaseStep::Give];
+
 /// The image that says that the object is gone for good.
 pub fn voided(lock: &Lock, nonce: u64) -> Lock {
     Lock {

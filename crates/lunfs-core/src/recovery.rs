@@ -1,4 +1,5 @@
-//! Taking over a dead slot: claim, fence, replay, flush, free (R4).
+//! Taking over a dead slot: claim, fence, replay, flush, free (R4). What is decided, claim.rs
+//! decides.
 //!
 //! ```text
 //!   Live/Joining --silent or gone--> [fence if silent] --> Claimed(by us) --> fence --> replay
@@ -19,10 +20,14 @@ use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use lunfs_format::{
-    BlockNo, ClaimFailure, Descriptor, Holder, Incarnation, JOURNAL_ORPHANS, Lock, LockObject,
-    Pulse, PulseState, RECORD, SlotNo,
+    BlockNo, ClaimFailure, Descriptor, Holder, JOURNAL_ORPHANS, Lock, LockObject, Pulse,
+    PulseState, RECORD, SlotNo,
 };
 
+use crate::claim::{
+    End, Evidence, STEPS, Step, Verdict, Worked, claimed, end, freed, handed_back, is_claimer_over,
+    is_due, is_inherited, judge,
+};
 use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
@@ -33,8 +38,6 @@ use crate::volume::Volume;
 
 /// A claim that lasts longer makes its claimer stop (H22).
 const CLAIM_DEADLINE: Duration = Duration::from_secs(60);
-/// How long the parent of a program that is gone may take to write its last word.
-const LAST_WORD_GRACE: Duration = Duration::from_millis(400);
 /// Pause between two looks at a slot that somebody waits for.
 const LOOK: Duration = Duration::from_millis(150);
 /// Pause after a fence that was not confirmed.
@@ -45,46 +48,6 @@ pub struct Watch {
     observation: Observation,
     looked: Instant,
     gone_since: Option<Instant>,
-}
-
-/// What is known that speaks for a takeover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Evidence {
-    /// The program is proven gone, its writes drained, for this long.
-    pub gone: Option<Duration>,
-    /// It was silent for the whole wait.
-    pub silent: bool,
-    /// In state claimed: the claimer's life is over.
-    pub claimer_over: bool,
-}
-
-/// What to do with a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing: it is free, lives, or is being recovered.
-    Leave,
-    /// Claim it; its program is gone.
-    Claim,
-    /// Stop its program first, then claim it.
-    FenceThenClaim,
-}
-
-/// The recovery table.
-pub fn judge(pulse: &Pulse, evidence: Evidence) -> Verdict {
-    let grace = if pulse.has_parent { LAST_WORD_GRACE } else { Duration::ZERO };
-    match pulse.state {
-        PulseState::Free => Verdict::Leave,
-        PulseState::Dead => Verdict::Claim,
-        PulseState::Claimed if evidence.claimer_over => Verdict::Claim,
-        PulseState::Claimed => Verdict::Leave,
-        PulseState::Joining | PulseState::Live => match evidence.gone {
-            Some(since) if since >= grace => Verdict::Claim,
-            // Its parent is about to say what died.
-            Some(_) => Verdict::Leave,
-            None if evidence.silent => Verdict::FenceThenClaim,
-            None => Verdict::Leave,
-        },
-    }
 }
 
 impl Volume {
@@ -191,15 +154,15 @@ impl Volume {
         Evidence {
             gone: watch.and_then(|w| w.gone_since).map(|since| self.now().since(since)),
             silent: watch.is_some_and(|w| w.observation.is_ripe() && w.observation.seen() == pulse),
-            claimer_over: pulse.claimer.is_some_and(|c| {
-                c == self.me() || known.get(&c.slot).is_some_and(|now| *now > c.incarnation.0)
-            }),
+            claimer_over: pulse
+                .claimer
+                .is_some_and(|c| is_claimer_over(c, self.me(), known.get(&c.slot).copied())),
         }
     }
 
     /// May this host try to recover that life again, after it could not?
     fn is_due(&self, pulse: &Pulse) -> bool {
-        self.unrecovered.borrow().get(&dead_of(pulse)).is_none_or(|again| *again <= self.now())
+        is_due(self.unrecovered.borrow().get(&dead_of(pulse)).copied(), self.now())
     }
 
     async fn recover_if_dead(&self, pulse: &Pulse) -> Result<()> {
@@ -233,13 +196,8 @@ impl Volume {
                 return Ok(());
             }
         }
-        let ours_left = victim.claimer == Some(self.me());
-        let inherited = victim.claimer.is_some() && !ours_left;
-        let mut claim = victim.clone();
-        claim.state = PulseState::Claimed;
-        claim.claimer = Some(self.me());
-        claim.claim_attempts += 1;
-        claim.nonce = self.nonce();
+        let inherited = is_inherited(victim, self.me());
+        let claim = claimed(victim, self.me(), self.nonce());
         if let Settled::Lost(_) = self.region.swap(&self.io, victim, &claim).await? {
             return Ok(());
         }
@@ -255,7 +213,7 @@ impl Volume {
             "dead host claimed"
         );
         let end = self.now() + CLAIM_DEADLINE;
-        let work = std::pin::pin!(self.replay_claimed(&claim));
+        let work = std::pin::pin!(self.work_off(&claim));
         let deadline = self.io.env.clock.sleep_until(end);
         match futures_util::future::select(work, deadline).await {
             futures_util::future::Either::Left((done, _)) => {
@@ -270,20 +228,39 @@ impl Volume {
         }
     }
 
-    /// The dead host may have been a joiner whose journal does not exist yet.
-    async fn replay_claimed(&self, claim: &Pulse) -> std::result::Result<Replayed, Failure> {
-        // The fence is confirmed after the claim: nothing of the victim lands from here on.
-        self.io.env.fence.fence(claim).await.map_err(|e| Failure::Fence(e.to_string()))?;
-        let Some(cluster) = claim.journal else { return Ok(Replayed::default()) };
+    /// The steps of a takeover. A crash in any of them: the slot is still claimed, and the next
+    /// claimer does all of them again.
+    async fn work_off(&self, claim: &Pulse) -> std::result::Result<Replayed, Failure> {
+        let mut done = None;
+        for step in STEPS {
+            match step {
+                Step::Fence => {
+                    let fenced = self.io.env.fence.fence(claim).await;
+                    fenced.map_err(|e| Failure::Fence(e.to_string()))?;
+                }
+                Step::Replay => done = self.replay_claimed(claim).await?,
+                Step::Flush if done.is_none() => {}
+                Step::Flush => self.io.flush().await.map_err(Failure::of)?,
+            }
+        }
+        Ok(done.unwrap_or_default())
+    }
+
+    /// `None`: there is no journal. The dead host may have been a joiner whose does not exist yet.
+    async fn replay_claimed(
+        &self,
+        claim: &Pulse,
+    ) -> std::result::Result<Option<Replayed>, Failure> {
+        let Some(cluster) = claim.journal else { return Ok(None) };
         if !self.is_journal_of(cluster, claim.slot).await.map_err(Failure::of)? {
-            return Ok(Replayed::default());
+            return Ok(None);
         }
         let place = self.journal_place(cluster);
         let dead = dead_of(claim);
         // A joiner has made no progress yet, and may have died before its journal's first header.
         let began = claim.progress > 0;
         let header = replay::header(&self.io, place, dead, began).await.map_err(Failure::of)?;
-        let Some(header) = header else { return Ok(Replayed::default()) };
+        let Some(header) = header else { return Ok(None) };
         let wanted = replay::read(&self.io, place, dead, &header).await.map_err(Failure::of)?;
         // The last record may have come no further than a cache of the disk when its host died. A
         // power loss after the first of our writes could then take it, and leave some of its
@@ -294,10 +271,7 @@ impl Volume {
             Unapplied::Unwritten(e) if e.kind == Kind::Io => Failure::Write(e),
             Unapplied::Unwritten(e) | Unapplied::Unread(e) => Failure::of(e),
         })?;
-        // A crash before this flush: the slot is still claimed, the next claimer replays it all
-        // again.
-        self.io.flush().await.map_err(Failure::of)?;
-        Ok(done)
+        Ok(Some(done))
     }
 
     /// Frees the slot after a replay, or hands the claim back, or keeps it. `inherited`: an earlier
@@ -309,15 +283,20 @@ impl Volume {
         done: std::result::Result<Replayed, Failure>,
     ) -> Result<()> {
         let slot = claim.slot.0;
-        let done = match done {
-            Ok(done) => done,
-            Err(Failure::Stopped(e)) => return Err(e),
-            Err(Failure::Write(e)) => return self.keep(claim, inherited, e),
-            Err(failure) => return self.hand_back(claim, &failure).await,
+        let worked = done.as_ref().map_or_else(Failure::worked, |_| Worked::Done);
+        let done = match (end(worked, inherited), done) {
+            (End::Free | End::HandBack, Ok(done)) => done,
+            (End::Keep | End::Stop, Ok(_)) => unreachable!("nothing failed"),
+            (End::Free | End::HandBack, Err(failure)) => {
+                return self.hand_back(claim, &failure).await;
+            }
+            (End::Keep, Err(failure)) => {
+                self.keep(claim, &failure);
+                return Ok(());
+            }
+            (End::Stop, Err(failure)) => return Err(self.stop_in_claim(claim, failure)),
         };
-        let mut free = Pulse::free(claim.slot, Incarnation(claim.incarnation.0 + 1), self.nonce());
-        free.journal = claim.journal;
-        free.geometry_epoch = claim.geometry_epoch;
+        let free = freed(claim, self.nonce());
         let swapped = self.region.swap(&self.io, claim, &free).await?;
         if let Settled::Lost(found) = swapped
             && !self.is_later(&found, claim)
@@ -396,11 +375,7 @@ impl Volume {
             error = %failure,
             "the dead host could not be recovered by this host"
         );
-        let mut back = claim.clone();
-        back.state = PulseState::Dead;
-        back.claimer = None;
-        back.claim_failure = failure.code();
-        back.nonce = self.nonce();
+        let back = handed_back(claim, failure.code(), self.nonce());
         // Somebody else may be able to; we try again, but not at once.
         let pause = Duration::from_millis(500) * (1 << claim.claim_attempts.min(6));
         self.unrecovered.borrow_mut().insert(dead_of(claim), self.now() + pause);
@@ -414,18 +389,24 @@ impl Volume {
         Ok(())
     }
 
+    /// This host stopped, or has to: a write of its replay failed.
+    fn stop_in_claim(&self, claim: &Pulse, failure: Failure) -> Error {
+        let (Failure::Write(e) | Failure::Stopped(e) | Failure::Io(e) | Failure::Corrupt(e)) =
+            failure
+        else {
+            unreachable!("a fence that failed stops nobody")
+        };
+        if self.io.stopped().is_some() {
+            return e;
+        }
+        self.io.stop(format!("a write of the replay of slot {} failed: {e}", claim.slot));
+        Error::new(Kind::Stopped, e.what)
+    }
+
     /// A replay write failed, and may still land: nobody may replay that journal, or change what
     /// its host had locked, before we are fenced ourselves. So the claim ends with our life.
-    ///
-    /// The first to meet such a write stops, as after any other: its path may be the reason. When
-    /// an earlier claimer died already, the block is, and stopping would take down every host in
-    /// turn.
-    fn keep(&self, claim: &Pulse, inherited: bool, failed: Error) -> Result<()> {
+    fn keep(&self, claim: &Pulse, failed: &Failure) {
         let slot = claim.slot.0;
-        if !inherited {
-            self.io.stop(format!("a write of the replay of slot {slot} failed: {failed}"));
-            return Err(Error::new(Kind::Stopped, failed.what));
-        }
         tracing::error!(
             event = "claim-kept",
             slot,
@@ -436,7 +417,6 @@ impl Volume {
         );
         self.unrecovered.borrow_mut().insert(dead_of(claim), Instant::FAR);
         self.io.count(|c| c.claims_kept += 1);
-        Ok(())
     }
 
     /// Was this host unable to recover that life?
@@ -508,51 +488,19 @@ impl Failure {
         }
     }
 
+    fn worked(&self) -> Worked {
+        match self {
+            Failure::Fence(_) | Failure::Io(_) | Failure::Corrupt(_) => Worked::Answered,
+            Failure::Write(_) => Worked::Unanswered,
+            Failure::Stopped(_) => Worked::Stopped,
+        }
+    }
+
     fn code(&self) -> ClaimFailure {
         match self {
             Failure::Fence(_) => ClaimFailure::Fence,
             Failure::Io(_) | Failure::Write(_) | Failure::Stopped(_) => ClaimFailure::Io,
             Failure::Corrupt(_) => ClaimFailure::Corrupt,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pulse(state: PulseState, has_parent: bool) -> Pulse {
-        let mut pulse = Pulse::free(SlotNo(1), Incarnation(1), 1);
-        (pulse.state, pulse.has_parent) = (state, has_parent);
-        pulse
-    }
-
-    fn evidence(gone_ms: Option<u64>, silent: bool, claimer_over: bool) -> Evidence {
-        Evidence { gone: gone_ms.map(Duration::from_millis), silent, claimer_over }
-    }
-
-    /// The recovery table, every row.
-    #[test]
-    fn a_slot_is_claimed_only_on_evidence() {
-        use PulseState::{Claimed, Dead, Free, Joining, Live};
-        use Verdict::{Claim, FenceThenClaim, Leave};
-        let rows = [
-            (Free, false, evidence(Some(9999), true, true), Leave),
-            (Dead, false, evidence(None, false, false), Claim),
-            (Claimed, false, evidence(Some(9999), true, false), Leave),
-            (Claimed, false, evidence(None, false, true), Claim),
-            (Live, false, evidence(None, false, false), Leave),
-            (Live, false, evidence(None, true, false), FenceThenClaim),
-            (Live, false, evidence(Some(0), false, false), Claim),
-            (Live, true, evidence(Some(100), false, false), Leave),
-            (Live, true, evidence(Some(100), true, false), Leave),
-            (Live, true, evidence(Some(400), false, false), Claim),
-            (Joining, false, evidence(None, true, false), FenceThenClaim),
-            (Joining, true, evidence(Some(400), false, false), Claim),
-        ];
-        for (state, has_parent, evidence, verdict) in rows {
-            let found = judge(&pulse(state, has_parent), evidence);
-            assert_eq!(found, verdict, "{state:?}, parent {has_parent}, {evidence:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use lunfs_format::{BellState, Pulse, RECORD, SlotNo};
 
 use crate::env::{Compared, Instant, IoError};
 use crate::error::{Kind, Result};
-use crate::liveness::{Found, interval, lease};
+use crate::liveness::{Found, interval, lease_is_open, pulses_well};
 use crate::slots::Seen;
 use crate::types::StopReason;
 use crate::volume::{Task, Volume};
@@ -121,7 +121,7 @@ impl Volume {
 
     /// Did our own pulses go well, so that what we saw of others counts (R3)?
     pub(crate) fn pulsed_well(&self) -> bool {
-        self.now().since(self.pulsed_at.get()) <= lease(self.sb.timing) / 2
+        pulses_well(self.now(), self.pulsed_at.get(), self.sb.timing)
     }
 
     /// Pulses until stopped or leaving.
@@ -209,17 +209,16 @@ impl Volume {
         if matches!(pulsed.answer, Err(IoError::Failed(_) | IoError::TooLate)) {
             live.never(&pulsed.image);
         }
-        // A look that began before another pulse was confirmed may have seen the image before it.
-        let Some((seen, _)) =
-            pulsed.seen.filter(|(_, counter)| *counter == live.confirmed().counter)
-        else {
+        let Some((seen, confirmed)) = pulsed.seen else { return };
+        let Look::Whole(seen) = seen else {
+            let is_current = confirmed == live.confirmed().counter;
+            drop(slot);
+            if is_current {
+                self.stop_if_damaged();
+            }
             return;
         };
-        let Look::Whole(seen) = seen else {
-            drop(slot);
-            return self.stop_if_damaged();
-        };
-        let found = live.found(&seen);
+        let Some(found) = live.found_since(confirmed, &seen) else { return };
         drop(slot);
         match found {
             Found::Ours(until) => {
@@ -250,7 +249,7 @@ impl Volume {
     fn good_pulse(&self, until: Instant) {
         let now = self.now();
         self.io.count(|c| c.pulses += 1);
-        if now < until {
+        if lease_is_open(now, until) {
             self.pulsed_at.set(now);
             if !self.was_open.replace(true) {
                 self.io.count(|c| c.resumes += 1);

@@ -153,6 +153,41 @@ fn a_lock_that_stays_in_doubt_stops_its_holder() {
     });
 }
 
+/// A release of a lock was done, tried once more by the device, and answered with the miscompare of
+/// the second try; the block could not be read then. "Miscompare" was taken for "never done": the
+/// holder believed that it still had the lock, while the next one wrote. Found by exploring
+/// `lunfs-model`.
+#[test]
+fn a_miscompare_that_cannot_be_looked_at_stops_its_holder() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(100, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            b.lookup(b.root(), b"f").await.expect("works");
+            let lock = id.addr.offset();
+            a.write(id, 0, pattern(100, 2)).await.expect("works");
+            let is_done = Cell::new(false);
+            disk.when(move |asked| match asked.ask {
+                Ask::Swap if asked.at == lock && !is_done.replace(true) => Some(Fault::Twice),
+                Ask::Read if asked.at == lock && asked.len == 512 && is_done.get() => {
+                    Some(Fault::Fail)
+                }
+                _ => None,
+            });
+            b.write(id, 0, pattern(100, 3)).await.expect("works");
+            sleep(&env, 3_000).await;
+        };
+        let both = join(a.serve(), select(Box::pin(b.serve()), Box::pin(story)));
+        let (stopped, _) = both.await;
+        assert!(why(stopped).contains("stays in doubt"));
+    });
+}
+
 /// Is this the compare-and-write that frees the slot of `volume`?
 fn frees_slot(asked: Asked<'_>, of: VolumeId, slot: SlotNo) -> bool {
     asked.ask == Ask::Swap

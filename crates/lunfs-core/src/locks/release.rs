@@ -5,7 +5,6 @@
 //!   journal are durable, what it covers is in place, and the device was flushed.
 //! - A file that cannot be written back keeps its own lock, not its neighbours'.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{Entry, Wish, WishKind, WriteGuard};
 use crate::error::{Kind, Result};
-use crate::lock::released;
+use crate::lock::{RELEASE, ReleaseStep, released};
 use crate::volume::Volume;
 
 /// How often a cluster that is to be given up is looked at for changes to write back.
@@ -137,34 +136,45 @@ impl Volume {
     }
 
     /// R6 for several locks at once: the caller's guards say that their operations drained.
-    async fn release_all(&self, mut batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
-        let mut locks = BTreeSet::new();
-        let mut failed = Ok(());
-        let mut ready = Vec::new();
-        for (guard, successor) in batch.drain(..) {
+    async fn release_all(&self, batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
+        let (mut batch, mut failed) = (batch, Ok(()));
+        for step in RELEASE {
+            match step {
+                ReleaseStep::WriteBack => (batch, failed) = self.written_back(batch).await,
+                ReleaseStep::Commit => self.journal().commit(&self.io).await?,
+                ReleaseStep::Place => {
+                    let locks = batch.iter().map(|(guard, _)| guard.entry.addr).collect();
+                    self.journal().place_locks(&self.io, &locks).await?;
+                }
+                ReleaseStep::Give => {
+                    let jobs = batch.iter().map(|(guard, to)| self.give(&guard.entry, *to));
+                    for answer in join_all(jobs).await {
+                        answer?;
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    /// Those of a batch that have nothing pending any more. One file that cannot be written back
+    /// keeps its own lock, not its neighbours'.
+    async fn written_back(
+        &self,
+        batch: Vec<(WriteGuard, Option<Holder>)>,
+    ) -> (Vec<(WriteGuard, Option<Holder>)>, Result<()>) {
+        let (mut ready, mut failed) = (Vec::new(), Ok(()));
+        for (guard, successor) in batch {
             let written = match guard.entry.object {
                 LockObject::Descriptor => self.write_back(&guard).await,
                 LockObject::Cluster | LockObject::Journal | LockObject::System => Ok(()),
             };
             match written {
-                Ok(()) => {
-                    locks.insert(guard.entry.addr);
-                    ready.push((guard, successor));
-                }
-                // One file that cannot be written back keeps its own lock, not its neighbours'.
+                Ok(()) => ready.push((guard, successor)),
                 Err(e) => failed = failed.and(Err(e)),
             }
         }
-        let batch = ready;
-        self.journal().commit(&self.io).await?;
-        self.journal().place_locks(&self.io, &locks).await?;
-        // A crash before the next write leaves the lock ours and stale: replay finds all of it in
-        // place. After it the next holder finds the body in place and flushed.
-        let jobs = batch.iter().map(|(guard, successor)| self.give(&guard.entry, *successor));
-        for answer in join_all(jobs).await {
-            answer?;
-        }
-        failed
+        (ready, failed)
     }
 
     async fn give(&self, entry: &Rc<Entry>, successor: Option<Holder>) -> Result<()> {

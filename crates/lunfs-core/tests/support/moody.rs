@@ -47,6 +47,8 @@ pub enum Fault {
     Doubt { lands: bool, after: Duration },
     /// A write that comes as far as the disk's cache, and is never answered.
     Cache,
+    /// A compare-and-write that is done, done again, and answered with the miscompare of the second.
+    Twice,
     /// A write that is answered with a doubt after a moment, and lands much later.
     Late { answer: Duration, landing: Duration },
 }
@@ -126,6 +128,8 @@ impl Moody {
                 self.ram.put(asked.at, asked.new);
                 Some(Box::pin(std::future::pending()))
             }
+            // What is done twice is the compare-and-write's to answer.
+            Fault::Twice => None,
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
@@ -199,6 +203,13 @@ impl Disk for Moody {
         until: Instant,
     ) -> Answer<Result<Compared, IoError>> {
         let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
+        if let Some(Fault::Twice) = (*self.rule.borrow())(asked) {
+            let (ram, again) = (self.ram.clone(), (expect.clone(), new.clone()));
+            return Box::pin(async move {
+                ram.compare_and_write(at, expect, new, until).await?;
+                ram.compare_and_write(at, again.0, again.1, until).await
+            });
+        }
         if let Some(answer) = self.fault(asked) {
             return answer;
         }
