@@ -53,6 +53,7 @@ const PARTS: &[Part] = &[
     Part { name: "clippy", budget: 270, run: |_| clippy() },
     Part { name: "cargo test", budget: 650, run: cargo_test },
     Part { name: "doc", budget: 120, run: |_| doc() },
+    Part { name: "prove model", budget: 150, run: |c| prove(c, "model", None) },
     Part { name: "prove simulator", budget: 220, run: |c| prove(c, "simulator", None) },
     Part { name: "prove enumerate", budget: 120, run: |c| prove(c, "enumerate", None) },
     Part { name: "prove demo", budget: 120, run: |c| prove(c, "demo", None) },

@@ -11,6 +11,7 @@ mod kill_daemon;
 mod kill_group;
 mod ledger;
 mod life;
+mod model;
 mod mutations;
 mod readme;
 mod simulator;
@@ -161,6 +162,18 @@ const SCENARIOS: &[Scenario] = &[
         shows: "every operation and pair, crashed at every write, is before or after",
         needs: &[],
         run: enumerate::run,
+    },
+    Scenario {
+        name: "model",
+        shows: "every order of events of small volumes keeps the rules",
+        needs: &[],
+        run: model::run,
+    },
+    Scenario {
+        name: "model-whole",
+        shows: "the same with what takes many minutes",
+        needs: &[],
+        run: model::whole,
     },
     Scenario {
         name: "mutations",

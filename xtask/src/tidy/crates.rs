@@ -2,11 +2,12 @@
 
 use super::{File, Finding};
 
-/// Which crates of the workspace each crate may name: `format <- core <- {sim, host} <- lunfs`.
+/// Which crates of the workspace each crate may name: `format <- core <- {sim, model, host} <- lunfs`.
 const DIRECTION: &[(&str, &[&str])] = &[
     ("lunfs-format", &[]),
     ("lunfs-core", &["lunfs-format"]),
     ("lunfs-sim", &["lunfs-format", "lunfs-core"]),
+    ("lunfs-model", &["lunfs-format", "lunfs-core"]),
     ("lunfs-host", &["lunfs-format", "lunfs-core"]),
     ("lunfs", &["lunfs-format", "lunfs-core", "lunfs-host"]),
 ];

@@ -1,0 +1,157 @@
+//! What is explored, by name, and what must come of it.
+
+use crate::explore::{Report, goals, safety};
+use crate::hosts::{self, Hosts};
+use crate::timing::{self, Timing};
+
+/// What an exploration must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing.
+    Holds,
+    /// A way to break what is named: a parameter lacks what the rules ask for.
+    Breaks(&'static str),
+}
+
+/// What is explored.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// Locks and takeovers, without clocks.
+    Hosts(Hosts),
+    /// Leases and silence.
+    Timing(Timing),
+}
+
+/// One exploration.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What is explored.
+    pub protocol: Protocol,
+    /// What must come of it.
+    pub expect: Expect,
+    /// Part of every test run; otherwise it takes minutes.
+    pub is_slice: bool,
+}
+
+impl Case {
+    /// Explores it: safety first, then goals if nothing was found.
+    pub fn run(&self) -> (Report, Option<Report>) {
+        let both = match &self.protocol {
+            Protocol::Hosts(model) => (safety(model.clone()), || goals(model)),
+            Protocol::Timing(model) => return timing_both(model, self.expect),
+        };
+        let (first, second) = both;
+        let goals = (first.finding.is_none()).then(second);
+        (first, goals)
+    }
+
+    /// What is wrong with the outcome, if anything is.
+    pub fn judge(&self, safety: &Report, goals: Option<&Report>) -> Option<String> {
+        let found = safety.finding.as_ref().or(goals.and_then(|goals| goals.finding.as_ref()));
+        match (self.expect, found) {
+            (Expect::Holds, None) => match goals {
+                Some(goals) if goals.states != safety.states => {
+                    Some(format!("two explorations count {} and {}", safety.states, goals.states))
+                }
+                Some(_) | None => None,
+            },
+            (Expect::Breaks(what), Some(found)) if found.what == what => None,
+            (Expect::Breaks(what), None) => Some(format!("nothing breaks: {what}")),
+            (_, Some(found)) => Some(format!("{}\n    {}", found.what, found.way.join("\n    "))),
+        }
+    }
+}
+
+fn timing_both(model: &Timing, expect: Expect) -> (Report, Option<Report>) {
+    let first = safety(model.clone());
+    let goals = (expect == Expect::Holds && first.finding.is_none()).then(|| goals(model));
+    (first, goals)
+}
+
+/// Ticks that stand for the shipped timing: a lease of two pulses, the wait that follows from it.
+fn timing(fence: timing::Fence, wait: u8, pause: Option<u8>, late: Option<u8>) -> Protocol {
+    Protocol::Timing(Timing {
+        lease: 2,
+        wait,
+        fence,
+        pause,
+        late,
+        pulses: 2,
+        goes_back: false,
+        slow_looks: true,
+    })
+}
+
+fn hosts(count: u8, locks: u8, faults: u8, fence: hosts::Fence) -> Hosts {
+    Hosts {
+        answers: false,
+        blocks_fail: false,
+        leaves: false,
+        pulses: false,
+        ..Hosts::new(count, locks, faults, fence)
+    }
+}
+
+const LATE: &str = "no write lands after the takeover";
+
+/// All explorations.
+pub fn cases() -> Vec<Case> {
+    let mut cases = of_hosts();
+    cases.extend(of_timing());
+    cases
+}
+
+fn of_hosts() -> Vec<Case> {
+    use hosts::Fence::{Mark, Reservation};
+    let case = |name, is_slice, model| Case {
+        name,
+        protocol: Protocol::Hosts(model),
+        expect: Expect::Holds,
+        is_slice,
+    };
+    vec![
+        case("locks", true, hosts(2, 1, 0, Mark)),
+        case("deaths", true, hosts(2, 1, 1, Mark)),
+        case("answers", true, Hosts { answers: true, blocks_fail: true, ..hosts(2, 1, 1, Mark) }),
+        case("parents", true, Hosts { parents: true, ..hosts(2, 1, 1, Mark) }),
+        case("power", true, Hosts { power: true, leaves: true, slots: 3, ..hosts(1, 1, 2, Mark) }),
+        case("pulses", false, Hosts { pulses: true, ..hosts(2, 1, 1, Mark) }),
+        case("leaves", true, Hosts { leaves: true, ..hosts(2, 1, 1, Mark) }),
+        case("reservation", false, hosts(2, 1, 1, Reservation)),
+        case("two locks", false, hosts(2, 2, 1, Mark)),
+        case("three hosts", false, hosts(3, 1, 1, Mark)),
+        case("kept claims", false, Hosts { blocks_fail: true, ..hosts(3, 1, 3, Mark) }),
+        case(
+            "answers of who leaves",
+            false,
+            Hosts { answers: true, leaves: true, ..hosts(2, 1, 1, Mark) },
+        ),
+    ]
+}
+
+fn of_timing() -> Vec<Case> {
+    use timing::Fence::{Mark, Reservation, Time, Watchdog};
+    let case = |name, protocol, expect| Case { name, protocol, expect, is_slice: true };
+    let holds = |name, protocol| case(name, protocol, Expect::Holds);
+    let late = |name, protocol| case(name, protocol, Expect::Breaks(LATE));
+    let past = Timing {
+        goes_back: true,
+        slow_looks: false,
+        ..match timing(Mark, 3, None, None) {
+            Protocol::Timing(timing) => timing,
+            Protocol::Hosts(_) => unreachable!("it is timing"),
+        }
+    };
+    vec![
+        holds("mark", timing(Mark, 3, None, None)),
+        holds("mark, the device goes back in time", Protocol::Timing(past)),
+        holds("reservation by time", timing(Reservation, 3, None, None)),
+        holds("watchdog with late", timing(Watchdog(1), 4, None, Some(1))),
+        late("watchdog without late", timing(Watchdog(1), 3, None, Some(1))),
+        holds("time alone", timing(Time, 4, Some(1), Some(1))),
+        late("time alone, one tick too soon", timing(Time, 3, Some(1), Some(1))),
+        late("time alone, any pause", timing(Time, 6, None, Some(1))),
+    ]
+}
