@@ -1,6 +1,7 @@
 //! What is explored, by name, and what must come of it.
 
-use crate::explore::{Report, goals, safety};
+use crate::ballot::Ballot;
+use crate::explore::{Goals, Report, goals, safety};
 use crate::hosts::{self, Hosts};
 use crate::timing::{self, Timing};
 
@@ -20,6 +21,8 @@ pub enum Protocol {
     Hosts(Hosts),
     /// Leases and silence.
     Timing(Timing),
+    /// Claims without compare-and-write.
+    Ballot(Ballot),
 }
 
 /// One exploration.
@@ -38,13 +41,11 @@ pub struct Case {
 impl Case {
     /// Explores it: safety first, then goals if nothing was found.
     pub fn run(&self) -> (Report, Option<Report>) {
-        let both = match &self.protocol {
-            Protocol::Hosts(model) => (safety(model.clone()), || goals(model)),
-            Protocol::Timing(model) => return timing_both(model, self.expect),
-        };
-        let (first, second) = both;
-        let goals = (first.finding.is_none()).then(second);
-        (first, goals)
+        match &self.protocol {
+            Protocol::Hosts(model) => both(model),
+            Protocol::Timing(model) => both(model),
+            Protocol::Ballot(model) => both(model),
+        }
     }
 
     /// What is wrong with the outcome, if anything is.
@@ -64,10 +65,15 @@ impl Case {
     }
 }
 
-fn timing_both(model: &Timing, expect: Expect) -> (Report, Option<Report>) {
+fn both<M>(model: &M) -> (Report, Option<Report>)
+where
+    M: Goals + Clone + Send + Sync + 'static,
+    M::State: Clone + std::fmt::Debug + std::hash::Hash + PartialEq + Send + Sync,
+    M::Action: Clone + std::fmt::Debug + PartialEq + Send + Sync,
+{
     let first = safety(model.clone());
-    let goals = (expect == Expect::Holds && first.finding.is_none()).then(|| goals(model));
-    (first, goals)
+    let second = first.finding.is_none().then(|| goals(model));
+    (first, second)
 }
 
 /// Ticks that stand for the shipped timing: a lease of two pulses, the wait that follows from it.
@@ -100,6 +106,7 @@ const LATE: &str = "no write lands after the takeover";
 pub fn cases() -> Vec<Case> {
     let mut cases = of_hosts();
     cases.extend(of_timing());
+    cases.extend(of_ballots());
     cases
 }
 
@@ -141,7 +148,7 @@ fn of_timing() -> Vec<Case> {
         slow_looks: false,
         ..match timing(Mark, 3, None, None) {
             Protocol::Timing(timing) => timing,
-            Protocol::Hosts(_) => unreachable!("it is timing"),
+            Protocol::Hosts(_) | Protocol::Ballot(_) => unreachable!("it is timing"),
         }
     };
     vec![
@@ -153,5 +160,31 @@ fn of_timing() -> Vec<Case> {
         holds("time alone", timing(Time, 4, Some(1), Some(1))),
         late("time alone, one tick too soon", timing(Time, 3, Some(1), Some(1))),
         late("time alone, any pause", timing(Time, 6, None, Some(1))),
+    ]
+}
+
+fn of_ballots() -> Vec<Case> {
+    let sketch =
+        Ballot { numbers: 5, rounds: 2, deaths: 1, looks_twice: true, fences_claimers: true };
+    let case = |name, expect, ballot| Case {
+        name,
+        protocol: Protocol::Ballot(ballot),
+        expect,
+        is_slice: true,
+    };
+    let two = Expect::Breaks("one host at a time replays");
+    vec![
+        case("ballot", Expect::Holds, sketch.clone()),
+        case("ballot, one look", two, Ballot { looks_twice: false, ..sketch.clone() }),
+        case(
+            "ballot, claimers not fenced",
+            two,
+            Ballot { fences_claimers: false, ..sketch.clone() },
+        ),
+        case(
+            "ballot, one round",
+            Expect::Breaks("no dead host keeps a slot"),
+            Ballot { rounds: 1, ..sketch },
+        ),
     ]
 }
