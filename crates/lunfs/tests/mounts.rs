@@ -238,9 +238,10 @@ fn a_daemon_that_hangs_is_ended_by_force() {
 }
 
 /// The lock of a directory is held by a host that died, and its slot cannot be read: nobody may
-/// take it over, and who wants the directory waits. Unmounting must end all the same.
+/// take it over, and who wants the directory waits. Unmounting must end all the same; whether it
+/// is clean depends on whether the daemon gives the operation up before its time is over.
 #[test]
-fn a_mount_whose_operations_wait_for_ever_is_ended_by_force() {
+fn a_mount_whose_operations_wait_is_ended_by_force() {
     let Some(place) = Place::new("unreadable") else { return };
     let mut a = place.mount("a");
     let mut b = place.mount("b");
@@ -254,8 +255,9 @@ fn a_mount_whose_operations_wait_for_ever_is_ended_by_force() {
     let dir = a.point.join("dir");
     let mut list = Command::new("ls").arg(dir).stderr(Stdio::null()).spawn().expect("ls starts");
     wait_until("a request that waits", || waits_for_a_server(&list));
-    let said = place.refused(&["unmount", "--force", "--deadline", "500ms", "a"]);
-    assert!(said.contains("the mount at") && said.contains("is gone"), "{said}");
+    let ended = place.lunfs(&["unmount", "--force", "--deadline", "500ms", "a"]);
+    let said = told(&ended);
+    assert!(ended.status.success() || said.contains("is gone, but"), "{said}");
     assert!(!a.is_mounted());
     wait_until("the end of ls", || list.try_wait().expect("ours").is_some());
     assert!(!list.wait().expect("it ended").success(), "it saw nothing");

@@ -22,6 +22,9 @@ const EVENTS: &[&str] = &[
     "claim-kept",
 ];
 
+/// Events that no kill may cause.
+const DAMAGE: &[&str] = &["panic", "slot-damaged"];
+
 /// Numbers of what happened.
 #[derive(Default)]
 pub struct Tally {
@@ -92,7 +95,7 @@ impl Tally {
         // The last line of a killed host may be cut off.
         let Ok(line) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         let event = line["fields"]["event"].as_str().unwrap_or_default();
-        if event == "panic" || line["fields"]["kind"] == "Corrupt" {
+        if DAMAGE.contains(&event) || line["fields"]["kind"] == "Corrupt" {
             bail!("must not be logged: {line}");
         }
         if let Some(event) = EVENTS.iter().find(|counted| **counted == event) {
@@ -160,5 +163,6 @@ mod tests {
         let corrupt = r#"{"fields":{"event":"operation_failed","kind":"Corrupt"}}"#;
         assert!(tally.read_line(corrupt).is_err());
         assert!(tally.read_line(r#"{"fields":{"event":"panic"}}"#).is_err());
+        assert!(tally.read_line(r#"{"fields":{"event":"slot-damaged","slot":0}}"#).is_err());
     }
 }
