@@ -64,7 +64,7 @@ where
         let found = checker.discovery(property.name);
         let is_wrong = found.is_some() == property.expectation.discovery_is_failure();
         if is_wrong && (finding.is_none() || found.is_some()) {
-            let way = found.map(|path| path.into_actions()).unwrap_or_default();
+            let way = found.map(stateright::Path::into_actions).unwrap_or_default();
             let way = way.iter().map(|action| format!("{action:?}")).collect();
             finding = Some(Finding { what: property.name.into(), way });
         }

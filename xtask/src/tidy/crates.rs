@@ -2,7 +2,8 @@
 
 use super::{File, Finding};
 
-/// Which crates of the workspace each crate may name: `format <- core <- {sim, model, host} <- lunfs`.
+/// Which crates of the workspace each crate may name: `format <- core <- {sim, model, host} <-
+/// lunfs`.
 const DIRECTION: &[(&str, &[&str])] = &[
     ("lunfs-format", &[]),
     ("lunfs-core", &["lunfs-format"]),

@@ -47,7 +47,8 @@ pub enum Fault {
     Doubt { lands: bool, after: Duration },
     /// A write that comes as far as the disk's cache, and is never answered.
     Cache,
-    /// A compare-and-write that is done, done again, and answered with the miscompare of the second.
+    /// A compare-and-write that is done, done again, and answered with the miscompare of the
+    /// second.
     Twice,
     /// A write that is answered with a doubt after a moment, and lands much later.
     Late { answer: Duration, landing: Duration },

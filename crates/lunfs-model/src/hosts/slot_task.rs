@@ -1,4 +1,5 @@
-//! What a program does with its own slot: come, pulse, look, leave, die; and its parent's last word.
+//! What a program does with its own slot: come, pulse, look, leave, die; and its parent's last
+//! word.
 
 use lunfs_core::claim::{Leaving, freed, leaving};
 use lunfs_core::env::Instant;
