@@ -21,6 +21,8 @@ const FORM_ROOT: u16 = 3;
 
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
 const MODE_MAX: u32 = 0o7777;
+/// Largest size of a file; directories have fewer entries.
+pub const SIZE_MAX: u64 = 1 << 56;
 
 raw! {
     #[derive(Clone, Copy)]
@@ -242,6 +244,7 @@ impl Descriptor {
 
     fn check(&self) -> Result<(), DecodeError> {
         require(self.mode <= MODE_MAX, "mode", self.mode)?;
+        require(self.size <= SIZE_MAX, "size", self.size)?;
         for (field, time) in [
             ("atime", self.atime),
             ("mtime", self.mtime),
@@ -456,6 +459,8 @@ mod tests {
             ("type", 0),
             ("type", 9),
             ("mode", 0o100_755),
+            ("size", (1 << 56) + 1),
+            ("size", u64::MAX),
             ("content_form", 1),
             ("content_form", 4),
             ("content_len", 3841),

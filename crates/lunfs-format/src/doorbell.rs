@@ -5,7 +5,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::error::{DecodeError, must_be_valid, require};
-use crate::geometry::{DOORBELLS, record_address};
+use crate::geometry::{DOORBELLS, is_slot, record_address};
 use crate::header::{Heading, RawHeader, Structure, kind, make, open};
 use crate::layout::{Layout, numbered, raw};
 use crate::units::{BlockNo, Holder, Incarnation, RECORD, Record, SlotNo, Version, VolumeId};
@@ -152,6 +152,7 @@ impl Doorbell {
             (_, Request::HandOver | Request::LetGo) => 1..=DOORBELL_LOCKS,
             (_, Request::ShowSpace) => 0..=0,
         };
+        require(is_slot(self.ringer.slot), "ringer_slot", self.ringer.slot.0)?;
         let count = self.locks.len();
         require(counts.contains(&count), "lock_count", count as u64)?;
         require(!self.locks.contains(&BlockNo(0)), "locks", 0u64)

@@ -15,6 +15,11 @@ pub const RENAME_LOCK: BlockNo = BlockNo(260);
 pub const HEARTBEAT_START: BlockNo = BlockNo(1024);
 /// Slots of the heartbeat region.
 pub const SLOT_COUNT: u32 = 1024;
+/// Slots are counted from zero to here.
+pub(crate) fn is_slot(slot: SlotNo) -> bool {
+    slot.0 < SLOT_COUNT
+}
+
 /// Doorbell entries of each slot.
 pub const DOORBELLS: u32 = 7;
 

@@ -16,6 +16,10 @@ use crate::units::{BLOCK, BlockNo, RECORD, Version, VolumeId};
 const MAGIC: [u8; 4] = *b"LNFS";
 const FORMAT: u16 = 0;
 
+/// Births, versions and generations lie below. No volume lives long enough to count up to here, and
+/// whoever raises one that was read may rely on it.
+const VERSION_END: u64 = 1 << 63;
+
 /// The kinds of structures.
 pub mod kind {
     /// A superblock.
@@ -220,6 +224,8 @@ fn checked_header(structure: &[u8]) -> Result<&RawHeader, DecodeError> {
     if header.format != FORMAT {
         return Err(DecodeError::WrongFormat { found: header.format.get() });
     }
+    require(header.birth < VERSION_END, "birth", header.birth)?;
+    require(header.version < VERSION_END, "version", header.version)?;
     Ok(header)
 }
 
@@ -227,7 +233,7 @@ fn checked_header(structure: &[u8]) -> Result<&RawHeader, DecodeError> {
 mod tests {
     use super::*;
     use crate::samples::{self, VOLUME};
-    use crate::testing::Random;
+    use crate::testing::{Random, with};
 
     #[test]
     fn a_header_is_read_without_knowing_what_follows() {
@@ -250,6 +256,18 @@ mod tests {
         assert_eq!(kind_of(b"LNFS"), None);
         assert_eq!(peek_header(&[0; 4096]), Err(DecodeError::BadMagic));
         assert_eq!(peek_header(&[]), Err(DecodeError::BadLength));
+    }
+
+    /// Found by damaged volumes: who takes a lock raises its generation, and the last one there is
+    /// ended the program of each host in turn.
+    #[test]
+    fn a_version_that_cannot_be_raised_for_ever_is_refused() {
+        for (field, count) in [("version", 1 << 63), ("version", u64::MAX), ("birth", u64::MAX)] {
+            let bytes = samples::leaf().encode(VOLUME, BlockNo(9));
+            let bytes = with(bytes.as_slice(), &LAYOUT, field, count);
+            let refused = DecodeError::BadField { field, value: count };
+            assert_eq!(peek_header(&bytes), Err(refused));
+        }
     }
 
     #[test]

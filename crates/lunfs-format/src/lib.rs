@@ -33,7 +33,7 @@ mod units;
 
 pub use checksum::{is_blank, stored_checksum};
 pub use cluster::{Bitmap, Cluster};
-pub use descriptor::{AREA, Content, Descriptor, EntryValue, FileKind, Tree};
+pub use descriptor::{AREA, Content, Descriptor, EntryValue, FileKind, SIZE_MAX, Tree};
 pub use doorbell::{BellState, DOORBELL_LOCKS, Doorbell, Request};
 pub use error::DecodeError;
 pub use geometry::{

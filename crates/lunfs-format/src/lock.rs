@@ -7,6 +7,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::error::{DecodeError, must_be_valid, require};
+use crate::geometry::is_slot;
 use crate::header::{Heading, RawHeader, Structure, kind, make, open};
 use crate::layout::{Layout, numbered, raw};
 use crate::units::{BlockNo, Holder, Incarnation, RECORD, Record, SlotNo, Version, VolumeId};
@@ -116,7 +117,7 @@ impl Lock {
                 None
             }
         };
-        Ok(Lock {
+        let lock = Lock {
             mode,
             object: LockObject::from_number(raw.object)?,
             holder,
@@ -128,7 +129,9 @@ impl Lock {
             },
             giver: raw.giver_slot.get().checked_sub(1).map(SlotNo),
             payload: raw.payload.get(),
-        })
+        };
+        lock.check()?;
+        Ok(lock)
     }
 
     /// Makes the record that lies at `at`.
@@ -157,7 +160,12 @@ impl Lock {
     fn check(&self) -> Result<(), DecodeError> {
         let is_exclusive = self.mode == LockMode::Exclusive;
         require(self.holder.is_some() == is_exclusive, "mode", self.mode.number())?;
-        require(self.giver != Some(SlotNo(u32::MAX)), "giver_slot", u32::MAX)
+        // Who waits for a lock looks at its holder's slot: there must be one.
+        if let Some(holder) = self.holder {
+            require(is_slot(holder.slot), "holder_slot", holder.slot.0)?;
+        }
+        let giver = self.giver.map_or(0, |giver| giver.0.saturating_add(1));
+        require(self.giver.is_none_or(is_slot), "giver_slot", giver)
     }
 }
 
@@ -197,6 +205,18 @@ mod tests {
             ("holder_incarnation", 1),
         ] {
             let bytes = with(free().encode(VOLUME, AT_BLOCK).as_slice(), &LAYOUT, field, value);
+            let error = Lock::decode(&bytes, VOLUME, AT_BLOCK).unwrap_err();
+            assert_eq!(error, DecodeError::BadField { field, value });
+        }
+    }
+
+    /// Found by damaged volumes: whoever asked for such a lock looked for its holder behind the
+    /// last slot, and ended.
+    #[test]
+    fn a_holder_in_a_slot_that_does_not_exist_is_refused() {
+        let bytes = samples::lock().encode(VOLUME, AT_BLOCK);
+        for (field, value) in [("holder_slot", 1024), ("giver_slot", 1025)] {
+            let bytes = with(bytes.as_slice(), &LAYOUT, field, value);
             let error = Lock::decode(&bytes, VOLUME, AT_BLOCK).unwrap_err();
             assert_eq!(error, DecodeError::BadField { field, value });
         }

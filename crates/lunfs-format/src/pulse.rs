@@ -8,7 +8,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::error::{DecodeError, must_be_valid, require};
-use crate::geometry::record_address;
+use crate::geometry::{is_slot, record_address};
 use crate::header::{Heading, RawHeader, Structure, kind, make, open};
 use crate::layout::{Layout, numbered, raw};
 use crate::superblock::{Timing, check_text, put_text, text};
@@ -193,7 +193,7 @@ impl Pulse {
                 None
             }
         };
-        Ok(Pulse {
+        let pulse = Pulse {
             slot,
             incarnation: Incarnation(raw.incarnation.get()),
             state,
@@ -221,7 +221,9 @@ impl Pulse {
             claim_failure: ClaimFailure::from_number(raw.claim_failure)?,
             fence_progress: raw.fence_progress.get(),
             geometry_epoch: raw.geometry_epoch.get(),
-        })
+        };
+        pulse.check()?;
+        Ok(pulse)
     }
 
     /// Makes the record.
@@ -276,6 +278,9 @@ impl Pulse {
         check_text("name", &self.name)?;
         let is_claimed = self.state == PulseState::Claimed;
         require(self.claimer.is_some() == is_claimed, "state", self.state.number())?;
+        if let Some(claimer) = self.claimer {
+            require(is_slot(claimer.slot), "claimer_slot", claimer.slot.0)?;
+        }
         require(self.journal != Some(BlockNo(0)), "journal", 0u64)
     }
 }
@@ -294,6 +299,15 @@ mod tests {
         LAYOUT, samples::pulse(), dead(), Pulse::free(SlotNo(7), Incarnation(9), 1);
         encode: |pulse: &Pulse, volume, _| pulse.encode(volume),
         decode: |bytes: &[u8], volume, at| Pulse::decode(bytes, volume, SlotNo(at as u32)),
+    }
+
+    /// Found by damaged volumes: whoever saw such a claim looked at the slot of its claimer.
+    #[test]
+    fn a_claimer_in_a_slot_that_does_not_exist_is_refused() {
+        let bytes = samples::pulse().encode(VOLUME);
+        let bytes = with(bytes.as_slice(), &LAYOUT, "claimer_slot", 1024);
+        let error = Pulse::decode(&bytes, VOLUME, SlotNo(7)).unwrap_err();
+        assert_eq!(error, DecodeError::BadField { field: "claimer_slot", value: 1024 });
     }
 
     #[test]

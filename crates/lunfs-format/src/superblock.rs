@@ -63,14 +63,22 @@ pub struct Timing {
     pub claim_ms: u32,
 }
 
+/// Shortest pause between two pulses.
+const PULSE_MS_MIN: u32 = 100;
+/// Longest silence before a host is claimed.
+const CLAIM_MS_MAX: u32 = 3_600_000;
+
 impl Timing {
     /// For devices that answer quickly.
     pub const FAST: Timing = Timing { pulse_ms: 1000, lease_ms: 4000, claim_ms: 12000 };
     /// For devices that pause for seconds when a path fails.
     pub const CALM: Timing = Timing { pulse_ms: 1000, lease_ms: 4000, claim_ms: 16000 };
 
+    /// Hosts that pulse without a pause, or find a dead one only after hours, serve nobody: no
+    /// volume was made like that.
     fn check(self) -> Result<(), DecodeError> {
-        require(self.pulse_ms > 0, "pulse_ms", self.pulse_ms)?;
+        require(self.pulse_ms >= PULSE_MS_MIN, "pulse_ms", self.pulse_ms)?;
+        require(self.claim_ms <= CLAIM_MS_MAX, "claim_ms", self.claim_ms)?;
         require(self.lease_ms > self.pulse_ms, "lease_ms", self.lease_ms)?;
         require(self.claim_ms > self.lease_ms, "claim_ms", self.claim_ms)
     }
@@ -289,6 +297,8 @@ mod tests {
             ("root", 0),
             ("root", u64::MAX),
             ("pulse_ms", 0),
+            ("pulse_ms", 99),
+            ("claim_ms", 3_600_001),
             ("lease_ms", 1000),
             ("claim_ms", 4000),
         ] {

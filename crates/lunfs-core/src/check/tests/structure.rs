@@ -48,7 +48,6 @@ fn a_holder_that_cannot_be_is_found() {
         &[
             ("life 4 of slot 3 has not begun: it is free at 4", |s| hold(s, SLOT, LIFE)),
             ("life 9 of slot 3 has not begun", |s| hold(s, SLOT, Incarnation(9))),
-            ("there is no slot 1024", |s| hold(s, SlotNo(1024), Incarnation(1))),
         ],
     );
     let sample = Sample::new();
