@@ -238,13 +238,27 @@ impl Volume {
         let reserve = if purpose == Purpose::New { METADATA_RESERVE } else { 0 };
         loop {
             if let Some(reservation) = self.reserve_held(len, reserve) {
-                return Ok(reservation);
+                return self.refuse_known(reservation);
             }
             if !self.take_cluster(len + reserve).await? {
                 self.alloc.borrow_mut().missed = (len, reserve);
                 return Err(Error::new(Kind::NoSpace, "no run of free blocks is left"));
             }
         }
+    }
+
+    /// Refuses space that only a damaged bitmap can call free: this host knows an object there. It
+    /// stays set aside as long as the cluster is here, so that the next try goes elsewhere.
+    fn refuse_known(&self, reserved: Reservation) -> Result<Reservation> {
+        let run = reserved.start..reserved.start.plus(reserved.len);
+        let known = self.cache.borrow().first_in(run.clone());
+        let Some(known) = known.or_else(|| self.locks.first_held_in(run)) else {
+            return Ok(reserved);
+        };
+        let header = reserved.guard.entry.addr.plus(1);
+        reserved.commit();
+        let why = format!("block {known} is in use, and the bitmap says that it is free");
+        Err(Error::damaged(header, why))
     }
 
     fn reserve_held(&self, len: u32, reserve: u32) -> Option<Reservation> {
@@ -273,15 +287,14 @@ impl Volume {
 
     /// Refuses a run that a damaged block names and that no allocation can have given.
     pub(crate) fn check_run(&self, start: BlockNo, len: u64) -> Result<()> {
+        let blocks = u64::from(self.sb.cluster_blocks);
         let offset = self
             .geometry()
             .cluster_of(start)
             .map(|index| start.0 - self.geometry().cluster_start(index).0);
         match offset {
             // A cluster's first two blocks are its lock and its header.
-            Some(offset) if offset >= 2 && offset + len <= u64::from(self.sb.cluster_blocks) => {
-                Ok(())
-            }
+            Some(offset) if offset >= 2 && offset.saturating_add(len) <= blocks => Ok(()),
             _ => Err(Error::new(
                 Kind::Corrupt,
                 format!("{len} blocks at {start} are not blocks of a cluster; run `lunfs check`"),
@@ -361,7 +374,7 @@ impl Volume {
             .map_err(|e| Error::corrupt(at, &e))?;
         if lock.payload > self.sb.cluster_count {
             let why = format!("the frontier {} is behind the last cluster", lock.payload);
-            return Err(Error::new(Kind::Corrupt, why));
+            return Err(Error::damaged(at, why));
         }
         Ok(lock.payload)
     }

@@ -153,7 +153,7 @@ impl Volume {
                 let key = piece_key(name, i);
                 tree::insert(&mut store, &mut body.xattrs, XATTRS_INLINE, &key, piece).await?;
             }
-            body.blocks = body.blocks.wrapping_add_signed(store.nodes);
+            body.blocks = body.blocks.saturating_add_signed(store.nodes);
             body.ctime = self.wall();
             tx.put_descriptor(file.addr, body);
             tx.finish().await

@@ -82,7 +82,7 @@ pub fn claimed(victim: &Pulse, me: Holder, nonce: u64) -> Pulse {
     let mut claim = victim.clone();
     claim.state = PulseState::Claimed;
     claim.claimer = Some(me);
-    claim.claim_attempts += 1;
+    claim.claim_attempts = claim.claim_attempts.saturating_add(1);
     claim.nonce = nonce;
     claim
 }

@@ -39,7 +39,7 @@ pub(crate) const FILE_BLOCK: u64 = 64 * GRAIN;
 /// Bytes of a grain.
 const GRAIN: u64 = BLOCK as u64;
 /// Largest size of a file.
-const SIZE_MAX: u64 = 1 << 56;
+const SIZE_MAX: u64 = lunfs_format::SIZE_MAX;
 /// Map entries changed before they are written back.
 const ENTRIES_MAX: usize = 40;
 
@@ -79,14 +79,14 @@ impl View<'_> {
         {
             return Ok(entry);
         }
-        volume.checked(entry_in(self, map, index).await?)
+        volume.checked(entry_in(self, self.id, map, index).await?)
     }
 }
 
-async fn entry_in(store: &impl NodeStore, map: &Tree, index: u64) -> Result<MapEntry> {
+async fn entry_in(store: &impl NodeStore, id: FileId, map: &Tree, index: u64) -> Result<MapEntry> {
     let key = index.to_be_bytes();
     match tree::get(store, map, &key).await? {
-        Some(value) => Ok(entry_of(&key, &value)?.1),
+        Some(value) => Ok(entry_of(id, &key, &value)?.1),
         None => Ok(EMPTY_ENTRY),
     }
 }
@@ -119,6 +119,9 @@ impl Volume {
             _ => return Err(Kind::Invalid.into()),
         }
         let len = (len as u64).min(body.size.saturating_sub(at));
+        if len == 0 {
+            return Ok(Vec::new());
+        }
         let mut out = vec![0; to_usize(len)];
         match &body.content {
             Content::Empty => {}
@@ -171,7 +174,7 @@ impl Volume {
         }
         match self.current(id).content {
             Content::Tree(map) => {
-                self.checked(entry_in(&Held { volume: self, id }, &map, index).await?)
+                self.checked(entry_in(&Held { volume: self, id }, id, &map, index).await?)
             }
             Content::Empty | Content::Bytes(_) => Ok(EMPTY_ENTRY),
         }
@@ -220,13 +223,13 @@ impl Volume {
 }
 
 /// A file block's number and its entry, as the map has them.
-fn entry_of(key: &[u8], value: &[u8]) -> Result<(u64, MapEntry)> {
-    let bytes: [u8; 8] = key
-        .try_into()
-        .map_err(|_| Error::new(Kind::Corrupt, "a map key that is not eight bytes long"))?;
-    let index = u64::from_be_bytes(bytes);
+fn entry_of(id: FileId, key: &[u8], value: &[u8]) -> Result<(u64, MapEntry)> {
+    let index = key.try_into().ok().map(u64::from_be_bytes);
+    // Behind the largest file lies nothing, and no arithmetic reaches there.
+    let index = index.filter(|index| *index <= SIZE_MAX / FILE_BLOCK);
+    let index = index.ok_or_else(|| Error::damaged(id.addr, "its map has a key of no file"))?;
     let entry = MapEntry::decode(value)
-        .map_err(|e| Error::new(Kind::Corrupt, format!("map entry {index} is corrupt: {e}")))?;
+        .map_err(|e| Error::damaged(id.addr, format!("entry {index} of its map: {e}")))?;
     Ok((index, entry))
 }
 

@@ -86,14 +86,14 @@ impl Volume {
             return Err(Kind::NotDirectory.into());
         }
         let value = tree::get(view, &view.content_tree(), &self.key(name)).await?;
-        value.map(|v| decode_entry(&v)).transpose().map(|e| e.map(|(id, _)| id))
+        value.map(|v| decode_entry(view.id, &v)).transpose().map(|e| e.map(|(id, _)| id))
     }
 
     async fn find_held(&self, dir: FileId, name: &[u8]) -> Result<Option<FileId>> {
         let entries = entries_of(&self.current(dir));
         let store = Held { volume: self, id: dir };
         let value = tree::get(&store, &entries, &self.key(name)).await?;
-        value.map(|v| decode_entry(&v)).transpose().map(|e| e.map(|(id, _)| id))
+        value.map(|v| decode_entry(dir, &v)).transpose().map(|e| e.map(|(id, _)| id))
     }
 
     /// What a name names.
@@ -120,15 +120,19 @@ impl Volume {
             if view.body.kind != lunfs_format::FileKind::Directory {
                 return Err(Kind::NotDirectory.into());
             }
-            let from = (after + 1).to_be_bytes();
+            // Nothing is behind the last cookie there can be.
+            let Some(from) = after.checked_add(1).map(u64::to_be_bytes) else {
+                return Ok(Vec::new());
+            };
             let found =
                 tree::scan(view, &view.content_tree(), Bound::Included(&from[..]), max).await?;
             found
                 .into_iter()
                 .map(|(key, value)| {
-                    let (hash, name) = key.split_at_checked(8).ok_or_else(bad_entry)?;
-                    let (id, kind) = decode_entry(&value)?;
-                    let cookie = u64::from_be_bytes(hash.try_into().map_err(|_| bad_entry())?);
+                    let (hash, name) = key.split_at_checked(8).ok_or_else(|| bad_entry(dir))?;
+                    let (id, kind) = decode_entry(dir, &value)?;
+                    let hash = hash.try_into().map_err(|_| bad_entry(dir))?;
+                    let cookie = u64::from_be_bytes(hash);
                     Ok(DirEntry { name: name.to_vec(), id, kind, cookie })
                 })
                 .collect()
@@ -169,7 +173,7 @@ impl Volume {
         let mut store = tx.tree(dir.id.addr);
         let key = self.key(name);
         let old = tree::insert(&mut store, &mut dir.entries, ENTRIES_INLINE, &key, &value).await?;
-        dir.body.blocks = dir.body.blocks.wrapping_add_signed(store.nodes);
+        dir.body.blocks = dir.body.blocks.saturating_add_signed(store.nodes);
         dir.body.size += u64::from(old.is_none());
         self.touch(&mut dir.body);
         Ok(())
@@ -179,8 +183,10 @@ impl Volume {
         let mut store = tx.tree(dir.id.addr);
         let key = self.key(name);
         let old = tree::remove(&mut store, &mut dir.entries, ENTRIES_INLINE, &key).await?;
-        dir.body.blocks = dir.body.blocks.wrapping_add_signed(store.nodes);
-        dir.body.size -= u64::from(old.is_some());
+        dir.body.blocks = dir.body.blocks.saturating_add_signed(store.nodes);
+        let fewer = dir.body.size.checked_sub(u64::from(old.is_some()));
+        dir.body.size =
+            fewer.ok_or_else(|| Error::damaged(dir.id.addr, "it has more entries than it says"))?;
         self.touch(&mut dir.body);
         Ok(())
     }
@@ -288,9 +294,9 @@ impl Volume {
         let mut tx = self.begin(16).await?;
         self.remove(&mut tx, &mut parent, name).await?;
         if directory {
-            parent.body.nlink -= 1;
+            fewer_links(&mut parent)?;
         }
-        self.drop_link(&mut tx, id, &mut body);
+        self.drop_link(&mut tx, id, &mut body)?;
         tx.put_descriptor(dir.addr, parent.into_body());
         let last = body.nlink == 0;
         tx.put_descriptor(id.addr, body);
@@ -300,13 +306,16 @@ impl Volume {
     }
 
     /// Takes a link from a body; the last one lists the file as an orphan.
-    fn drop_link(&self, tx: &mut Transaction<'_>, id: FileId, body: &mut Descriptor) {
+    fn drop_link(&self, tx: &mut Transaction<'_>, id: FileId, body: &mut Descriptor) -> Result<()> {
         let directory = body.kind == lunfs_format::FileKind::Directory;
-        body.nlink = if directory { 0 } else { body.nlink - 1 };
+        let fewer = body.nlink.checked_sub(1);
+        let fewer = fewer.ok_or_else(|| Error::damaged(id.addr, "it has a name but no links"))?;
+        body.nlink = if directory { 0 } else { fewer };
         body.ctime = self.wall();
         if body.nlink == 0 {
             tx.list_orphan(Orphan::File(id));
         }
+        Ok(())
     }
 
     fn gone_if(&self, last: bool, id: FileId) {
@@ -327,12 +336,20 @@ fn names_nothing(dir: FileId, id: FileId) -> Error {
     Error::new(Kind::Corrupt, why)
 }
 
-fn bad_entry() -> Error {
-    Error::new(Kind::Corrupt, "a directory entry is corrupt; run `lunfs check`")
+/// A directory has a subdirectory less.
+fn fewer_links(dir: &mut Dir) -> Result<()> {
+    let fewer = dir.body.nlink.checked_sub(1);
+    dir.body.nlink =
+        fewer.ok_or_else(|| Error::damaged(dir.id.addr, "it has more directories than links"))?;
+    Ok(())
 }
 
-fn decode_entry(value: &[u8]) -> Result<(FileId, FileKind)> {
-    let entry = EntryValue::decode(value).map_err(|_| bad_entry())?;
-    let kind = FileKind::of(entry.kind).ok_or_else(bad_entry)?;
+fn bad_entry(dir: FileId) -> Error {
+    Error::damaged(dir.addr, "an entry of a directory makes no sense")
+}
+
+fn decode_entry(dir: FileId, value: &[u8]) -> Result<(FileId, FileKind)> {
+    let entry = EntryValue::decode(value).map_err(|_| bad_entry(dir))?;
+    let kind = FileKind::of(entry.kind).ok_or_else(|| bad_entry(dir))?;
     Ok((FileId { addr: entry.addr, birth: entry.birth }, kind))
 }

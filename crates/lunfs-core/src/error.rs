@@ -62,11 +62,24 @@ impl Error {
         Error { kind, what: what.into() }
     }
 
-    /// Bytes at `at` that are not what they must be.
+    /// Neither copy of the superblock is of use.
+    pub fn no_volume(kind: Kind, whys: &[impl AsRef<str>]) -> Error {
+        let whys: Vec<&str> = whys.iter().map(AsRef::as_ref).collect();
+        let cure = "check the path; if a volume should be here, write nothing to the device";
+        Error::new(kind, format!("no lunfs volume here: {}; {cure}", whys.join("; ")))
+    }
+
+    /// A structure at `at` that cannot be decoded.
     pub fn corrupt(at: BlockNo, why: &DecodeError) -> Error {
+        Error::damaged(at, why)
+    }
+
+    /// What lies at `at` is not what it must be. Every error about damage says where it is and what
+    /// to do.
+    pub fn damaged(at: BlockNo, why: impl std::fmt::Display) -> Error {
         Error::new(
             Kind::Corrupt,
-            format!("block {} is corrupt: {why}; unmount everywhere and run `lunfs check`", at.0),
+            format!("block {at} is corrupt: {why}; unmount everywhere and run `lunfs check`"),
         )
     }
 }

@@ -205,7 +205,7 @@ pub async fn read_superblock(env: &Env) -> Result<Superblock> {
             }
         }
     }
-    Err(Error::new(kind, format!("no lunfs volume here: {}", whys.join("; "))))
+    Err(Error::no_volume(kind, &whys))
 }
 
 fn check(env: &Env, sb: Superblock) -> Result<Superblock> {

@@ -240,7 +240,7 @@ impl Volume {
             if !(deltas.is_empty() && matches!(body.content, Content::Empty | Content::Bytes(_))) {
                 body.content = Content::Tree(map);
             }
-            body.blocks = body.blocks.wrapping_add_signed(blocks);
+            body.blocks = body.blocks.saturating_add_signed(blocks);
             let next = p.deltas.first_key_value().map(|(next, _)| *next);
             if let Some(next) = next {
                 // The size on disk covers what this transaction maps, and nothing that the next

@@ -177,14 +177,14 @@ impl Volume {
             },
         };
         let place = self.journal_place(cluster);
-        let header = newest_header(&self.io, place).await?;
+        let header = newest_header(&self.io, &place).await?;
         let orphans = cluster.plus(JOURNAL_ORPHANS);
         if header.is_none() {
             // No header was ever written, so nothing was ever listed either.
             self.init_orphans(orphans).await?;
         }
         let directory = self.orphan_directory(cluster).await?.ok_or_else(|| {
-            Error::new(Kind::Corrupt, format!("the orphan directory at {orphans} has no lock"))
+            Error::damaged(orphans, "the lock of an orphan directory is not here")
         })?;
         let _ = self.orphans_cell.set(directory);
         let journal = Journal::begin(
@@ -413,7 +413,10 @@ impl Volume {
                 Settled::Lost(found) => {
                     let seen =
                         Pulse::decode(&found[..lunfs_format::RECORD], self.sb.volume, self.slot())
-                            .map_err(|e| Error::new(Kind::Corrupt, e.to_string()))?;
+                            .map_err(|e| {
+                                let at = self.geometry().slot_offset(self.slot());
+                                Error::corrupt(BlockNo(at / lunfs_format::BLOCK as u64), &e)
+                            })?;
                     let judged = self.live.borrow_mut().as_mut().map(|live| live.found(&seen));
                     match judged {
                         Some(Found::Ours(_) | Found::Unchanged) => {}

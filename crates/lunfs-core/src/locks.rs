@@ -129,6 +129,13 @@ impl Locks {
         Some(self.get(addr)?.held.get()?.generation)
     }
 
+    /// The first held lock of a range.
+    pub fn first_held_in(&self, range: std::ops::Range<BlockNo>) -> Option<BlockNo> {
+        let entries = self.entries.borrow();
+        let mut inside = entries.range((range.start, 0)..(range.end, 0)).map(|(_, e)| e);
+        inside.find(|e| e.held.get().is_some()).map(|e| e.addr)
+    }
+
     /// Forgets a lock whose object is gone.
     pub fn forget(&self, addr: BlockNo) {
         self.entries.borrow_mut().retain(|(at, _), _| *at != addr);

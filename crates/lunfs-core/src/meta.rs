@@ -100,6 +100,11 @@ impl Cache {
         }
     }
 
+    /// The first cached block of a range.
+    pub fn first_in(&self, range: std::ops::Range<BlockNo>) -> Option<BlockNo> {
+        self.blocks.range(range).next().map(|(at, _)| *at)
+    }
+
     /// Cached blocks.
     pub fn len(&self) -> usize {
         self.blocks.len()

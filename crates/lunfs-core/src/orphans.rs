@@ -78,8 +78,7 @@ impl Volume {
             .iter()
             .map(|(key, _)| {
                 Orphan::of_key(key).ok_or_else(|| {
-                    let at = directory.addr;
-                    Error::new(Kind::Corrupt, format!("the orphan directory {at} is corrupt"))
+                    Error::damaged(directory.addr, "an orphan directory with an unknown entry")
                 })
             })
             .collect()
@@ -158,7 +157,8 @@ impl Volume {
     /// Frees a listed run; its cluster may have to come from another host.
     async fn free_listed(&self, start: BlockNo, len: u64) -> Result<()> {
         let Some(index) = self.geometry().cluster_of(start) else {
-            return Err(Error::new(Kind::Corrupt, format!("orphan run {start} is in no cluster")));
+            let own = self.own_orphans().addr;
+            return Err(Error::damaged(own, format!("it lists a run at {start}, in no cluster")));
         };
         let addr = self.geometry().cluster_start(index);
         // One that is ours already must not be waited for: what has space reserved in it may itself
@@ -201,7 +201,7 @@ impl Volume {
             *inode.pending.borrow_mut() = None;
         }
         if self.current(id).nlink > 0 {
-            return Err(Error::new(Kind::Corrupt, format!("orphan {} has a name", id.addr)));
+            return Err(Error::damaged(id.addr, "it is listed as an orphan and has a name"));
         }
         while self.empty_some(id).await? {
             if self.is_closing() {
@@ -244,9 +244,8 @@ impl Volume {
                 };
                 let Some((key, value)) = last else { break };
                 if body.kind == FileKind::File {
-                    let entry = MapEntry::decode(&value).map_err(|e| {
-                        Error::new(Kind::Corrupt, format!("a map entry of {}: {e}", id.addr))
-                    })?;
+                    let damaged = |e| Error::damaged(id.addr, format!("a map entry: {e}"));
+                    let entry = MapEntry::decode(&value).map_err(damaged)?;
                     if let Some(start) = entry.block {
                         tx.free_run(start, u64::from(entry.grains));
                     }

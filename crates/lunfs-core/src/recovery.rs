@@ -259,9 +259,9 @@ impl Volume {
         let dead = dead_of(claim);
         // A joiner has made no progress yet, and may have died before its journal's first header.
         let began = claim.progress > 0;
-        let header = replay::header(&self.io, place, dead, began).await.map_err(Failure::of)?;
+        let header = replay::header(&self.io, &place, dead, began).await.map_err(Failure::of)?;
         let Some(header) = header else { return Ok(None) };
-        let wanted = replay::read(&self.io, place, dead, &header).await.map_err(Failure::of)?;
+        let wanted = replay::read(&self.io, &place, dead, &header).await.map_err(Failure::of)?;
         // The last record may have come no further than a cache of the disk when its host died. A
         // power loss after the first of our writes could then take it, and leave some of its
         // images: half a transaction.
@@ -437,7 +437,13 @@ impl Volume {
     }
 
     pub(crate) fn journal_place(&self, cluster: BlockNo) -> Place {
-        Place { volume: self.sb.volume, cluster, cluster_blocks: u64::from(self.sb.cluster_blocks) }
+        let geometry = self.geometry();
+        Place {
+            volume: self.sb.volume,
+            cluster,
+            cluster_blocks: u64::from(self.sb.cluster_blocks),
+            clusters: geometry.clusters_start..geometry.cluster_start(geometry.cluster_count),
+        }
     }
 
     /// Is this cluster, by its lock, the journal of this slot?

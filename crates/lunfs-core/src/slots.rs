@@ -5,10 +5,11 @@
 
 use futures_util::future::join_all;
 use lunfs_format::{
-    BellState, DOORBELLS, Doorbell, Geometry, Pulse, PulseState, RECORD, SlotNo, VolumeId,
+    BLOCK, BellState, BlockNo, DOORBELLS, Doorbell, Geometry, Pulse, PulseState, RECORD, SlotNo,
+    VolumeId,
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::io::{Io, Settled};
 
 /// Slots read at once by a scan.
@@ -50,10 +51,8 @@ impl Region {
     /// Reads a pulse that must be readable.
     pub async fn pulse(&self, io: &Io, slot: SlotNo) -> Result<Pulse> {
         self.read(io, slot).await?.pulse.ok_or_else(|| {
-            Error::new(
-                Kind::Corrupt,
-                format!("the pulse of slot {slot} is corrupt; it is neither free nor live"),
-            )
+            let at = BlockNo(self.geometry.slot_offset(slot) / BLOCK as u64);
+            Error::damaged(at, format!("slot {slot} is neither free nor live"))
         })
     }
 

@@ -87,6 +87,9 @@ impl Volume {
         let block = self.read_node(lock, at).await?;
         let node = Rc::new(block.node);
         let mut cache = self.cache.borrow_mut();
+        if cache.get(at).is_some_and(|known| known.lock != lock) {
+            return Err(Error::damaged(at, format!("a tree of {lock} has it, and another object")));
+        }
         if cache.get(at).is_none() {
             let meta = Meta::Node(node.clone());
             cache.put(at, Cached { meta, lock, version: block.version });
@@ -158,7 +161,25 @@ impl<'v> Transaction<'v> {
     /// All that can fail or wait: decides how each freed run goes and changes orphan directories.
     pub async fn prepare(&mut self) -> Result<()> {
         self.sort_freed()?;
-        self.change_orphans().await
+        self.change_orphans().await?;
+        // Others may have freed the same blocks meanwhile, where two objects have them.
+        let direct = std::mem::take(&mut self.direct);
+        direct.iter().try_for_each(|run| self.check_in_use(*run))?;
+        self.direct = direct;
+        self.check_sizes()
+    }
+
+    /// Refuses a body that no block can hold. What was found inside of it was larger than we make
+    /// it.
+    fn check_sizes(&self) -> Result<()> {
+        for (at, change) in &self.changes {
+            if let Meta::Descriptor(body) = &change.meta
+                && !body.fits()
+            {
+                return Err(Error::damaged(*at, "no room is left in a descriptor"));
+            }
+        }
+        Ok(())
     }
 
     /// Makes everything visible at once. Never waits, never fails.
@@ -209,7 +230,8 @@ impl<'v> Transaction<'v> {
                 }
             }
             if self.guards.contains_key(&index) {
-                self.check_in_use(index, run)?;
+                self.check_in_use(run)?;
+                self.check_once(run)?;
                 self.direct.push(run);
             } else {
                 self.listed.push(Orphan::Run { start: run.start, len: run.len });
@@ -219,23 +241,21 @@ impl<'v> Transaction<'v> {
     }
 
     /// Refuses a run that only a damaged block can have named: one that is free already.
-    fn check_in_use(&self, index: u64, run: Run) -> Result<()> {
+    fn check_in_use(&self, run: Run) -> Result<()> {
+        let index = self.volume.geometry().cluster_of(run.start).expect("a run in a cluster");
         let lock = self.volume.geometry().cluster_start(index);
         let header = self.volume.cached_cluster(lock);
         let (first, len) = ((run.start.0 - lock.0) as u32, run.len as u32);
         let is_free = (first..first + len).any(|block| !header.bitmap.get(block));
+        if is_free { Err(free_already(run)) } else { Ok(()) }
+    }
+
+    /// Refuses a run of which this transaction frees a part already.
+    fn check_once(&self, run: Run) -> Result<()> {
         let end = run.start.0 + run.len;
         let is_twice =
             self.direct.iter().any(|r| r.start.0 < end && run.start.0 < r.start.0 + r.len);
-        if is_free || is_twice {
-            let what = format!(
-                "{len} blocks at {} are given up but free already; nothing was changed, run \
-                 `lunfs check`",
-                run.start
-            );
-            return Err(Error::new(Kind::Corrupt, what));
-        }
-        Ok(())
+        if is_twice { Err(free_already(run)) } else { Ok(()) }
     }
 
     async fn change_orphans(&mut self) -> Result<()> {
@@ -281,7 +301,7 @@ impl<'v> Transaction<'v> {
         let mut store = self.tree(lock);
         tree::insert(&mut store, &mut tree, ORPHANS_INLINE, &orphan.key(), &[]).await?;
         let nodes = store.nodes;
-        body.blocks = body.blocks.wrapping_add_signed(nodes);
+        body.blocks = body.blocks.saturating_add_signed(nodes);
         body.size += 1;
         body.content = Content::Tree(tree);
         Ok(())
@@ -301,8 +321,10 @@ impl<'v> Transaction<'v> {
             return Err(Error::new(Kind::NotFound, "no such orphan is listed any more"));
         }
         let nodes = store.nodes;
-        body.blocks = body.blocks.wrapping_add_signed(nodes);
-        body.size -= 1;
+        body.blocks = body.blocks.saturating_add_signed(nodes);
+        let fewer = body.size.checked_sub(1);
+        body.size =
+            fewer.ok_or_else(|| Error::damaged(lock, "it has more entries than it says"))?;
         body.content = Content::Tree(tree);
         // Nodes that the removal freed: their cluster may be another host's, and deciding that now
         // would begin again. They are listed and freed later.
@@ -312,7 +334,7 @@ impl<'v> Transaction<'v> {
             let mut tree = content_tree(body);
             let mut store = self.tree(lock);
             tree::insert(&mut store, &mut tree, ORPHANS_INLINE, &again.key(), &[]).await?;
-            body.blocks = body.blocks.wrapping_add_signed(store.nodes);
+            body.blocks = body.blocks.saturating_add_signed(store.nodes);
             body.size += 1;
             body.content = Content::Tree(tree);
         }
@@ -355,6 +377,14 @@ impl<'v> Transaction<'v> {
         }
         blocks
     }
+}
+
+fn free_already(run: Run) -> Error {
+    let what = format!(
+        "{} blocks at {} are given up but free already; nothing was changed, run `lunfs check`",
+        run.len, run.start
+    );
+    Error::new(Kind::Corrupt, what)
 }
 
 /// Bytes that the orphan directory keeps in its descriptor.

@@ -114,7 +114,7 @@ impl Volume {
     /// Reads a node from disk.
     pub(crate) async fn read_node(&self, lock: BlockNo, at: BlockNo) -> Result<NodeBlock> {
         if self.geometry().cluster_of(at).is_none() {
-            return Err(Error::new(Kind::Corrupt, format!("a tree of {lock} points to {at}")));
+            return Err(Error::damaged(lock, format!("a tree points to {at}, in no cluster")));
         }
         let bytes = self.io.read(at, 1).await?;
         let block =

@@ -3,24 +3,13 @@
 
 mod support;
 
-use std::rc::Rc;
-
-use futures_util::future::{Either, join, select};
-use lunfs_core::{Fallocate, FileId, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
-use lunfs_format::{BLOCK, BlockNo, Content, Descriptor, Tree};
+use futures_util::future::join;
+use lunfs_core::{Fallocate, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
+use lunfs_format::{BlockNo, Content, Tree};
 use support::{
-    Ram, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
-    sleep, within,
+    block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount, pattern,
+    served, sleep, within,
 };
-
-/// Runs `work` while a host serves, which it does not survive by more than that.
-async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> T {
-    let all = futures_util::future::select_all(hosts.iter().map(|v| Box::pin(v.serve())));
-    match select(all, Box::pin(work)).await {
-        Either::Left(((why, _, _), _)) => panic!("{why:?}"),
-        Either::Right((done, _)) => done,
-    }
-}
 
 /// A hole over a file of terabytes without a block went through every file block that could be
 /// there, without ever giving others a turn: the host lost its lease over it.
@@ -126,17 +115,6 @@ fn who_leaves_gives_up_locks_until_its_operations_ended() {
             assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
         });
     }
-}
-
-/// The blocks of a descriptor of an unmounted volume, changed and sealed again.
-fn damage(disk: &Ram, v: &Volume, id: FileId, change: impl FnOnce(&mut Descriptor)) {
-    let at = id.addr.plus(1);
-    let volume = v.superblock().volume;
-    let bytes = disk.get(at.offset(), BLOCK);
-    let mut body = Descriptor::decode(&bytes, volume, at).expect("a descriptor");
-    change(&mut body);
-    body.version = body.version.next();
-    disk.put(at.offset(), &body.encode(volume, at)[..]);
 }
 
 /// The lock of a file whose descriptor is damaged stayed with whoever met it first; all others

@@ -151,10 +151,7 @@ fn choose(copies: Copies, claims: &mut Claims) -> Result<Superblock> {
         // One that cannot be read may be good: then nothing is proven.
         let unread = refused.iter().any(|(_, why)| why.kind == Kind::Io);
         let whys: Vec<&str> = refused.iter().map(|(_, why)| why.what.as_str()).collect();
-        return Err(Error::new(
-            if unread { Kind::Io } else { Kind::Corrupt },
-            format!("no lunfs volume here: {}", whys.join("; ")),
-        ));
+        return Err(Error::no_volume(if unread { Kind::Io } else { Kind::Corrupt }, &whys));
     }
     for (at, why) in refused {
         let what = format!("a copy of the superblock is of no use: {}", why.what);

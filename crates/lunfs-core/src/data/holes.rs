@@ -171,7 +171,7 @@ impl Volume {
         let (store, key) = (Held { volume: self, id }, from.to_be_bytes());
         let found = tree::scan(&store, &map, Bound::Included(&key[..]), ENTRIES_MAX).await?;
         let checked = |(key, value): &(Vec<u8>, Vec<u8>)| {
-            let (index, entry) = entry_of(key, value)?;
+            let (index, entry) = entry_of(id, key, value)?;
             Ok((index, self.checked(entry)?))
         };
         found.iter().map(checked).collect()
@@ -211,7 +211,7 @@ impl Volume {
             let Content::Tree(map) = &view.body.content else {
                 return Ok(if what == Seek::Data { at } else { size });
             };
-            let found = seek_map(view, map, at, what, size).await?;
+            let found = seek_map(view, file, map, at, what, size).await?;
             match what {
                 Seek::Data if found >= size => {
                     Err(Error::new(Kind::NotFound, "no data up to the end of the file"))
@@ -226,6 +226,7 @@ impl Volume {
 /// Where the next data or hole begins, by the map alone.
 async fn seek_map(
     store: &impl NodeStore,
+    id: FileId,
     map: &Tree,
     at: u64,
     what: Seek,
@@ -240,7 +241,7 @@ async fn seek_map(
             return Ok(if what == Seek::Hole { position } else { size });
         }
         for (key, value) in &entries {
-            let (index, entry) = entry_of(key, value)?;
+            let (index, entry) = entry_of(id, key, value)?;
             let start = index * FILE_BLOCK;
             if start > position {
                 if what == Seek::Hole {

@@ -94,7 +94,7 @@ impl Volume {
             let key = below.map(u64::to_be_bytes);
             let last = tree::last(&store, &map, key.as_ref().map(<[u8; 8]>::as_slice)).await?;
             let Some((key, value)) = last else { break };
-            let (index, entry) = entry_of(&key, &value)?;
+            let (index, entry) = entry_of(id, &key, &value)?;
             if index < from {
                 break;
             }

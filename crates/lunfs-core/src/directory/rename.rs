@@ -7,7 +7,7 @@
 
 use lunfs_format::{Descriptor, RENAME_LOCK};
 
-use super::{Dir, LINKS_MAX, names_nothing};
+use super::{Dir, LINKS_MAX, fewer_links, names_nothing};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Wish, WishKind};
 use crate::types::{FileId, FileKind, RenameMode};
@@ -171,7 +171,7 @@ impl Volume {
                 let to_kind = FileKind::of(body.kind).ok_or(Kind::Stale)?;
                 self.insert(&mut tx, &mut source, step.name, to, to_kind).await?;
                 moved(&mut body, step.dir, same);
-                count_moved(&mut source, target.as_mut(), to_kind, kind);
+                count_moved(&mut source, target.as_mut(), to_kind, kind)?;
                 body.ctime = self.wall();
                 tx.put_descriptor(to.addr, body);
             }
@@ -181,14 +181,14 @@ impl Volume {
                 if kind == FileKind::Directory
                     && let Some(target) = target.as_mut()
                 {
-                    source.body.nlink -= 1;
+                    fewer_links(&mut source)?;
                     target.body.nlink += 1;
                 }
                 if let (Some(to), Some(mut body)) = (to, body) {
                     if kind == FileKind::Directory {
-                        target.as_mut().unwrap_or(&mut source).body.nlink -= 1;
+                        fewer_links(target.as_mut().unwrap_or(&mut source))?;
                     }
-                    self.drop_link(&mut tx, to, &mut body);
+                    self.drop_link(&mut tx, to, &mut body)?;
                     last = (body.nlink == 0).then_some(to);
                     tx.put_descriptor(to.addr, body);
                 }
@@ -219,14 +219,20 @@ fn moved(body: &mut Descriptor, parent: FileId, same: bool) {
 }
 
 /// Links of two directories between which two files change places.
-fn count_moved(source: &mut Dir, target: Option<&mut Dir>, into: FileKind, out: FileKind) {
-    let Some(target) = target else { return };
+fn count_moved(
+    source: &mut Dir,
+    target: Option<&mut Dir>,
+    into: FileKind,
+    out: FileKind,
+) -> Result<()> {
+    let Some(target) = target else { return Ok(()) };
     if into == FileKind::Directory {
         source.body.nlink += 1;
-        target.body.nlink -= 1;
+        fewer_links(target)?;
     }
     if out == FileKind::Directory {
-        source.body.nlink -= 1;
+        fewer_links(source)?;
         target.body.nlink += 1;
     }
+    Ok(())
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use lunfs_format::{
-    BLOCK, BlockNo, Holder, JOURNAL_HEADERS, JOURNAL_RING, JournalHeader, Lock, LockMode,
+    BLOCK, BlockNo, Header, Holder, JOURNAL_HEADERS, JOURNAL_RING, JournalHeader, Lock, LockMode,
     RecordEntry, RecordHead, Version, VolumeId, chain, kind_of, peek_header, stored_checksum,
 };
 
@@ -28,7 +28,7 @@ const PARALLEL: usize = 32;
 const READ_BLOCKS: u64 = 256;
 
 /// Where a journal lies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Place {
     /// The volume.
     pub volume: VolumeId,
@@ -36,6 +36,8 @@ pub struct Place {
     pub cluster: BlockNo,
     /// Blocks of that cluster.
     pub cluster_blocks: u64,
+    /// All blocks of clusters.
+    pub clusters: std::ops::Range<BlockNo>,
 }
 
 /// What a replay did.
@@ -105,7 +107,7 @@ pub fn decide(
 /// false the host was still joining and may have written no header yet.
 pub async fn header(
     io: &Io,
-    place: Place,
+    place: &Place,
     dead: Holder,
     live: bool,
 ) -> Result<Option<JournalHeader>> {
@@ -126,7 +128,7 @@ pub async fn header(
             Kind::Corrupt,
             format!(
                 "the journal header of slot {}'s last life is unreadable; what that host had made \
-                 durable is in its journal (cluster {}), nothing was replayed",
+                 durable is in its journal (cluster {}), nothing was replayed; run `lunfs check`",
                 dead.slot, place.cluster
             ),
         )),
@@ -134,7 +136,8 @@ pub async fn header(
         Some(h) if h.incarnation > dead.incarnation => Err(Error::new(
             Kind::Corrupt,
             format!(
-                "the journal of slot {} belongs to incarnation {}, its slot is at {}",
+                "the journal of slot {} belongs to incarnation {}, its slot is at {}; nothing was \
+                 replayed, run `lunfs check`",
                 dead.slot, h.incarnation, dead.incarnation
             ),
         )),
@@ -143,7 +146,7 @@ pub async fn header(
 }
 
 /// The valid header with the highest version.
-pub async fn newest_header(io: &Io, place: Place) -> Result<Option<JournalHeader>> {
+pub async fn newest_header(io: &Io, place: &Place) -> Result<Option<JournalHeader>> {
     let mut newest: Option<JournalHeader> = None;
     for offset in JOURNAL_HEADERS {
         let at = place.cluster.plus(offset);
@@ -181,6 +184,20 @@ impl Reader<'_> {
         let (_, bytes) = self.piece.as_ref().expect("just read");
         let start = usize::try_from(position - first).expect("fits") * BLOCK;
         Ok(bytes[start..start + BLOCK].to_vec())
+    }
+
+    /// Refuses an image that is not of the block that its entry names, or of none in a cluster: it
+    /// would be written there, over whatever that is.
+    fn require_own(&self, entry: &RecordEntry, found: &Header, position: u64) -> Result<()> {
+        let RecordEntry::Image { block, lock, version, .. } = *entry else { return Ok(()) };
+        let is_own = found.volume == self.place.volume
+            && (found.address, found.owner, found.version) == (block.0, lock, version)
+            && self.place.clusters.contains(&block);
+        if is_own {
+            return Ok(());
+        }
+        let why = format!("an image of block {block} in a journal is of another one");
+        Err(Error::damaged(self.address(position), why))
     }
 
     /// The head at `position` if it is one of this journal's life.
@@ -234,8 +251,11 @@ async fn record(
     for entry in &entries {
         if let RecordEntry::Image { checksum, .. } = entry {
             let bytes = reader.block(at).await?;
-            if stored_checksum(&bytes) != *checksum || peek_header(&bytes).is_err() {
-                return Ok(None);
+            match peek_header(&bytes) {
+                Ok(found) if stored_checksum(&bytes) == *checksum => {
+                    reader.require_own(entry, &found, at)?;
+                }
+                _ => return Ok(None),
             }
             images.push(bytes);
             at += 1;
@@ -258,11 +278,15 @@ pub struct Wanted {
 }
 
 /// Reads the whole journal from its tail.
-pub async fn read(io: &Io, place: Place, dead: Holder, header: &JournalHeader) -> Result<Wanted> {
+pub async fn read(io: &Io, place: &Place, dead: Holder, header: &JournalHeader) -> Result<Wanted> {
     let ring_blocks = place.cluster_blocks - JOURNAL_RING;
-    let mut reader = Reader { io, place, ring_blocks, piece: None };
+    let mut reader = Reader { io, place: place.clone(), ring_blocks, piece: None };
     let mut wanted = Wanted { images: BTreeMap::new(), records: 0, revoked: 0 };
     let (mut sequence, mut position) = (header.tail_sequence, header.tail_position);
+    if position >= ring_blocks {
+        let why = format!("the journal of slot {} begins behind its ring", dead.slot);
+        return Err(Error::damaged(place.cluster.plus(JOURNAL_HEADERS[0]), why));
+    }
     let mut previous = header.previous;
     let mut walked = 0;
     while walked < ring_blocks {
@@ -311,7 +335,7 @@ async fn refuse_broken(reader: &mut Reader<'_>, dead: Holder, missing: u64) -> R
                 Kind::Corrupt,
                 format!(
                     "record {missing} in the journal of slot {} is broken, though record {} (block \
-                     {}) says it was durable; nothing was replayed",
+                     {}) says it was durable; nothing was replayed, run `lunfs check`",
                     dead.slot,
                     head.sequence,
                     reader.address(position)

@@ -302,6 +302,9 @@ impl Volume {
     /// Reads the body of a lock that is ours now and remembers both.
     async fn install(&self, entry: &Rc<Entry>, lock: Lock, body: Option<&[u8]>) -> Result<()> {
         let at = entry.addr.plus(1);
+        if self.cache.borrow().get(at).is_some_and(|known| known.lock != entry.addr) {
+            return Err(Error::damaged(at, "it belongs to two objects at once"));
+        }
         let meta = match entry.object {
             LockObject::System | LockObject::Journal => None,
             LockObject::Cluster | LockObject::Descriptor => {
@@ -341,8 +344,7 @@ impl Volume {
             let is_it = self.geometry().cluster_of(entry.addr) == Some(cluster.index)
                 && cluster.blocks == self.sb.cluster_blocks;
             if !is_it {
-                let why = format!("the header of a cluster at {at} is another one's");
-                return Err(Error::new(Kind::Corrupt, why));
+                return Err(Error::damaged(at, "the header of another cluster is here"));
             }
             let version = cluster.version;
             (Meta::Cluster(Rc::new(cluster)), version)

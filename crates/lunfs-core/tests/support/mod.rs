@@ -10,13 +10,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, select, select_all};
 use lunfs_core::env::{
     Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life,
     Rng,
 };
-use lunfs_core::{FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume};
-use lunfs_format::{BlockNo, JournalHeader, Pulse, SlotNo, Timestamp, Timing, kind, kind_of};
+use lunfs_core::{
+    FileId, FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume,
+};
+use lunfs_format::{
+    BLOCK, BlockNo, Descriptor, JournalHeader, Pulse, SlotNo, Timestamp, Timing, kind, kind_of,
+};
 
 /// A disk in memory with the latency of a good one.
 pub struct Ram {
@@ -302,4 +306,24 @@ pub fn journal_headers(ram: &Ram, of: &Volume) -> Vec<(BlockNo, JournalHeader)> 
         })
         .filter(|(_, header)| header.slot == of.slot())
         .collect()
+}
+
+/// Runs `work` while a host serves, which it does not survive by more than that.
+pub async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> T {
+    let all = select_all(hosts.iter().map(|v| Box::pin(v.serve())));
+    match select(all, Box::pin(work)).await {
+        Either::Left(((why, _, _), _)) => panic!("{why:?}"),
+        Either::Right((done, _)) => done,
+    }
+}
+
+/// The blocks of a descriptor of an unmounted volume, changed and sealed again.
+pub fn damage(disk: &Ram, v: &Volume, id: FileId, change: impl FnOnce(&mut Descriptor)) {
+    let at = id.addr.plus(1);
+    let volume = v.superblock().volume;
+    let bytes = disk.get(at.offset(), BLOCK);
+    let mut body = Descriptor::decode(&bytes, volume, at).expect("a descriptor");
+    change(&mut body);
+    body.version = body.version.next();
+    disk.put(at.offset(), &body.encode(volume, at)[..]);
 }

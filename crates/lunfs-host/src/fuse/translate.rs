@@ -56,7 +56,8 @@ pub fn file_attr(attr: &Attr, node: u64) -> FileAttr {
     FileAttr {
         ino: INodeNo(node),
         size: attr.size,
-        blocks: attr.blocks * 8,
+        // A damaged count is shown as it is, as far as it can be.
+        blocks: attr.blocks.saturating_mul(8),
         atime: to_system(attr.atime),
         mtime: to_system(attr.mtime),
         ctime: to_system(attr.ctime),
