@@ -15,7 +15,7 @@ use support::{
     sleep,
 };
 
-/// A volume with a directory `d` and in it a file `f` of several file blocks; nobody has it mounted.
+/// A directory `d` and in it a file `f` of several file blocks; nobody has the volume mounted.
 struct Sample {
     env: Env,
     time: Time,

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lunfs_core::{Error, FileId, HostStatus, LockStatus, StopReason, Volume};
@@ -12,7 +13,7 @@ use lunfs_format::{BlockNo, SlotNo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task;
 
 use super::{DIRECTORY, Request, Response, socket_path};
@@ -21,8 +22,10 @@ use crate::mount_table::Mount;
 
 /// Longest request line.
 const REQUEST_MAX: u64 = 64 << 10;
-/// How long a connection may take to ask.
+/// How long a connection may take to ask, and to take its answer.
 const ASK_MAX: Duration = Duration::from_secs(10);
+/// Callers served at once. One more is told so and sent away.
+const CALLERS_MAX: usize = 64;
 
 /// What `info` says besides what the volume knows.
 #[derive(Clone, Debug)]
@@ -137,16 +140,13 @@ pub(super) fn listen(path: PathBuf) -> Result<Socket> {
 }
 
 async fn accept(listener: Rc<UnixListener>, served: Rc<Served>) {
+    let turns = Arc::new(Semaphore::new(CALLERS_MAX));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let served = Rc::clone(&served);
-                task::spawn_local(async move {
-                    if let Err(e) = converse(stream, &served).await {
-                        tracing::debug!(event = "control", "a caller went away: {e}");
-                    }
-                });
-            }
+            Ok((stream, _)) => match Arc::clone(&turns).try_acquire_owned() {
+                Ok(turn) => serve(stream, turn, Rc::clone(&served)),
+                Err(_) => send_away(&stream),
+            },
             Err(e) => {
                 // Out of descriptors, for example: others may end soon.
                 tracing::warn!(event = "control", "cannot accept a caller: {e}");
@@ -154,6 +154,30 @@ async fn accept(listener: Rc<UnixListener>, served: Rc<Served>) {
             }
         }
     }
+}
+
+fn serve(stream: UnixStream, turn: OwnedSemaphorePermit, served: Rc<Served>) {
+    task::spawn_local(async move {
+        let _turn = turn;
+        if let Err(e) = converse(stream, &served).await {
+            tracing::debug!(event = "control", "a caller went away: {e}");
+        }
+    });
+}
+
+/// A new socket takes a short line at once. Who does not read it learns the same from the end.
+fn send_away(stream: &UnixStream) {
+    let why = format!("{CALLERS_MAX} callers are being served: ask again in a moment");
+    let answer = line_of(&Response::Error(why));
+    if let Err(e) = stream.try_write(&answer) {
+        tracing::debug!(event = "control", "a caller too many was not told: {e}");
+    }
+}
+
+fn line_of(response: &Response) -> Vec<u8> {
+    let mut line = serde_json::to_vec(response).expect("a response is plain data");
+    line.push(b'\n');
+    line
 }
 
 async fn converse(mut stream: UnixStream, served: &Served) -> io::Result<()> {
@@ -164,9 +188,8 @@ async fn converse(mut stream: UnixStream, served: &Served) -> io::Result<()> {
         Ok(request) => served.answer(request).await,
         Err(e) => (Response::Error(format!("this is no request: {e}")), None),
     };
-    let mut answer = serde_json::to_vec(&response).expect("a response is plain data");
-    answer.push(b'\n');
-    stream.write_all(&answer).await
+    // Who asks and does not listen must not keep the answer here for ever.
+    tokio::time::timeout(ASK_MAX, stream.write_all(&line_of(&response))).await?
 }
 
 impl Served {
