@@ -1,9 +1,11 @@
 //! What CI and developers run on this workspace, in plain Rust.
 //!
 //! `test` is everything a change must pass, `tidy` the rules no other tool checks, `prove` the
-//! claims of the README and the documents on real mounts. See docs/testing.md.
+//! claims of the README and the documents on real mounts, `fuzz` what any bytes may do. See
+//! docs/testing.md.
 
 mod deny;
+mod fuzz;
 mod prove;
 mod shell;
 mod soak;
@@ -30,6 +32,8 @@ enum Task {
     Test(test::Options),
     /// Check the rules of CONTRIBUTING.md that no other tool checks
     Tidy,
+    /// Run fuzz targets under libFuzzer
+    Fuzz(fuzz::Options),
     /// Run one named scenario on real mounts, or list them
     Prove(prove::Options),
     /// Kill, stop, unmount and mount real hosts at random, and look whether anything is lost
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     let ending = match Arguments::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Prove(options) => prove::run(&options),
         Task::Torture(options) => prove::torture::task(&options),
         Task::Soak(options) => soak::run(&options),

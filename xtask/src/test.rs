@@ -56,6 +56,7 @@ const PARTS: &[Part] = &[
     Part { name: "prove model", budget: 150, run: |c| prove(c, "model", None) },
     Part { name: "prove simulator", budget: 220, run: |c| prove(c, "simulator", None) },
     Part { name: "prove enumerate", budget: 120, run: |c| prove(c, "enumerate", None) },
+    Part { name: "prove fuzz", budget: 80, run: |c| prove(c, "fuzz", None) },
     Part { name: "prove demo", budget: 120, run: |c| prove(c, "demo", None) },
     Part { name: "prove copy-tree", budget: 60, run: |c| prove(c, "copy-tree", None) },
     Part { name: "prove tools", budget: 60, run: |c| prove(c, "tools", None) },

@@ -7,6 +7,7 @@ mod compare;
 mod copy_tree;
 mod demo;
 mod enumerate;
+mod fuzz;
 mod kill_daemon;
 mod kill_group;
 mod ledger;
@@ -174,6 +175,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "the same with what takes many minutes",
         needs: &[],
         run: model::whole,
+    },
+    Scenario {
+        name: "fuzz",
+        shows: "no bytes on a disk make a host panic, turn in circles or show another file",
+        needs: &[],
+        run: fuzz::run,
     },
     Scenario {
         name: "mutations",
