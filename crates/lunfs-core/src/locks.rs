@@ -20,11 +20,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lunfs_format::{BlockNo, Lock, LockObject, RECORD, Stamp, stored_checksum};
+use lunfs_format::{
+    BLOCK, BlockNo, Lock, LockObject, RECORD, Stamp, VolumeId, kind, kind_of, peek_header,
+    stored_checksum,
+};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::env::Instant;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::Settled;
 use crate::types::FileId;
 use crate::volume::Volume;
@@ -241,7 +244,22 @@ impl Volume {
     pub(crate) async fn read_lock(&self, addr: BlockNo) -> Result<(Option<Lock>, Vec<u8>)> {
         let bytes = self.io.read(addr, 2).await?;
         let lock = Lock::decode(&bytes[..RECORD], self.sb.volume, addr).ok();
-        Ok((lock, bytes[lunfs_format::BLOCK..].to_vec()))
+        Ok((lock, bytes[BLOCK..].to_vec()))
+    }
+
+    /// The same of an object that may be gone. `None`: something else is here, because the object
+    /// was deleted and its place serves again. A lock that is damaged is not that: whoever took it
+    /// for a deleted file would answer "gone", or leave an orphan where it is.
+    pub(crate) async fn read_object(&self, addr: BlockNo) -> Result<(Option<Lock>, Vec<u8>)> {
+        let bytes = self.io.read(addr, 2).await?;
+        let lock = match Lock::decode(&bytes[..RECORD], self.sb.volume, addr) {
+            Ok(lock) => Some(lock),
+            Err(why) if is_damaged(&bytes, self.sb.volume, addr) => {
+                return Err(Error::corrupt(addr, &why));
+            }
+            Err(_) => None,
+        };
+        Ok((lock, bytes[BLOCK..].to_vec()))
     }
 
     pub(crate) async fn swap_lock(&self, addr: BlockNo, old: &Lock, new: &Lock) -> Result<Settled> {
@@ -255,8 +273,18 @@ impl Volume {
     }
 }
 
+/// Is this a lock that says nothing any more, or what belongs elsewhere on this volume? A lock is
+/// never torn. Without its magic, or with another volume's name, it may be what a guest stores.
+fn is_damaged(bytes: &[u8], volume: VolumeId, addr: BlockNo) -> bool {
+    match peek_header(bytes) {
+        Ok(header) if header.volume != volume => false,
+        Ok(header) => header.kind == kind::LOCK || header.address != addr.0,
+        Err(_) => kind_of(bytes) == Some(kind::LOCK),
+    }
+}
+
 /// Is this body the one that the stamp describes?
 pub fn stamp_matches(stamp: &Stamp, body: &[u8]) -> bool {
-    lunfs_format::peek_header(body).is_ok_and(|h| h.version == stamp.version)
+    peek_header(body).is_ok_and(|h| h.version == stamp.version)
         && stored_checksum(body) == stamp.checksum
 }

@@ -293,7 +293,7 @@ impl Volume {
 
     /// Frees the blocks of a descriptor whose lock is void, or whose body is.
     async fn reap_void(&self, id: FileId) -> Result<()> {
-        let (lock, _) = self.read_lock(id.addr).await?;
+        let (lock, _) = self.read_object(id.addr).await?;
         // No such lock: it was freed, and its place serves for something else.
         let Some(lock) = lock.filter(|l| l.generation.birth == id.birth) else { return Ok(()) };
         if lock.mode != LockMode::Void {

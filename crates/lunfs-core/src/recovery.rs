@@ -460,7 +460,7 @@ impl Volume {
     /// The orphan directory in a journal's cluster, if it was ever initialised.
     pub(crate) async fn orphan_directory(&self, cluster: BlockNo) -> Result<Option<FileId>> {
         let addr = cluster.plus(JOURNAL_ORPHANS);
-        let (lock, _) = self.read_lock(addr).await?;
+        let (lock, _) = self.read_object(addr).await?;
         Ok(lock.map(|l| FileId { addr, birth: l.generation.birth }))
     }
 }

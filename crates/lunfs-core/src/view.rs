@@ -158,7 +158,7 @@ impl Volume {
     }
 
     async fn look_unheld(&self, id: FileId) -> Result<Look> {
-        let (lock, bytes) = self.read_lock(id.addr).await?;
+        let (lock, bytes) = self.read_object(id.addr).await?;
         let gone = || Error::new(Kind::Stale, format!("the file at {} is gone", id.addr));
         let lock = lock.ok_or_else(gone)?;
         if lock.generation.birth != id.birth || lock.object != LockObject::Descriptor {

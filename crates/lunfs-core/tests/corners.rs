@@ -385,3 +385,36 @@ fn what_is_kept_for_metadata_is_free_but_not_available() {
         .await;
     });
 }
+
+/// One bit of a lock was read wrong, and its file was called deleted: whoever asked was told that
+/// it is gone, and the orphans of a dead host whose list's lock was read so stayed for ever.
+#[test]
+fn a_damaged_lock_is_not_a_deleted_file() {
+    let (env, time, ram) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let id = served(&[&a], async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.fsync(id).await.expect("works");
+            id
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let mut lock = ram.get(id.addr.offset(), 512);
+        lock[100] ^= 4;
+        ram.put(id.addr.offset(), &lock);
+        let b = mount(&env, "b").await;
+        served(&[&b], async {
+            for error in [b.getattr(id).await.err(), b.write(id, 0, vec![1; 10]).await.err()] {
+                let error = error.expect("a lock that says nothing");
+                assert_eq!(error.kind, Kind::Corrupt, "{error}");
+                assert!(error.to_string().contains(&format!("block {}", id.addr)), "{error}");
+            }
+            lock[100] ^= 4;
+            ram.put(id.addr.offset(), &lock);
+            b.getattr(id).await.expect("it was there all the time");
+        })
+        .await;
+    });
+}

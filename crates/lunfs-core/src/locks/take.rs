@@ -225,7 +225,10 @@ impl Volume {
     }
 
     async fn attempt(&self, entry: &Rc<Entry>) -> Result<Attempt> {
-        let (lock, body) = self.read_lock(entry.addr).await?;
+        let (lock, body) = match entry.object {
+            LockObject::Descriptor => self.read_object(entry.addr).await?,
+            _ => self.read_lock(entry.addr).await?,
+        };
         let gone = || Error::new(Kind::Stale, format!("no lock of this file at {}", entry.addr));
         let lock = lock.ok_or_else(gone)?;
         if lock.generation.birth != entry.birth || lock.object != entry.object {
