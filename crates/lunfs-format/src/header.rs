@@ -186,6 +186,10 @@ pub(crate) fn make<R: Structure, const SIZE: usize>(
 
 /// Refuses bytes that are not zero; `offset` is where `bytes` start in the structure.
 pub(crate) fn require_zero(bytes: &[u8], offset: usize) -> Result<(), DecodeError> {
+    // Without an early end this is a few instructions for 64 bytes; most bytes are zero.
+    if bytes.iter().fold(0, |all, byte| all | byte) == 0 {
+        return Ok(());
+    }
     match bytes.iter().position(|byte| *byte != 0) {
         Some(index) => Err(DecodeError::Reserved { offset: offset + index }),
         None => Ok(()),
