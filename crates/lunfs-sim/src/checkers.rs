@@ -18,7 +18,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use lunfs_format::{
-    BLOCK, BlockNo, Geometry, Holder, Lock, Pulse, PulseState, RECORD, SlotNo, Superblock, VolumeId,
+    BLOCK, BlockNo, Geometry, Holder, Incarnation, Lock, Pulse, PulseState, RECORD, SlotNo,
+    Superblock, VolumeId,
 };
 
 use crate::disk::SharedDisk;
@@ -26,6 +27,8 @@ use crate::disk::faults::Request;
 use crate::disk::watch::{Landing, Submission, Watch};
 use crate::executor::Owner;
 use crate::finding::Findings;
+use crate::story::pulse;
+use crate::trace::Trace;
 use lease::Leases;
 
 /// What is known of the volume.
@@ -54,6 +57,7 @@ type OnClaim = Box<dyn Fn(Owner)>;
 /// All that watch the disk.
 pub struct Checkers {
     findings: Rc<Findings>,
+    trace: Rc<Trace>,
     disk: RefCell<Weak<SharedDisk>>,
     known: Cell<Option<Known>>,
     leases: Leases,
@@ -63,9 +67,10 @@ pub struct Checkers {
 
 impl Checkers {
     /// Checkers of a disk without a volume: they rest until [`Checkers::begin`].
-    pub fn new(findings: &Rc<Findings>) -> Rc<Checkers> {
+    pub fn new(findings: &Rc<Findings>, trace: &Rc<Trace>) -> Rc<Checkers> {
         Rc::new(Checkers {
             findings: Rc::clone(findings),
+            trace: Rc::clone(trace),
             disk: RefCell::default(),
             known: Cell::default(),
             leases: Leases::default(),
@@ -130,38 +135,72 @@ impl Known {
     }
 }
 
-/// The disk as the checkers see it.
+/// What a slot says of its life.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    incarnation: Incarnation,
+    pub claimer: Option<Holder>,
+}
+
+/// The disk in one moment as the checkers see it; what was decoded once is remembered.
 pub(crate) struct View {
     pub known: Known,
     disk: Rc<SharedDisk>,
+    lives: RefCell<Vec<(SlotNo, Option<Life>)>>,
+    locks: RefCell<Vec<(BlockNo, Option<Lock>)>>,
+}
+
+/// What is found in `memory`, or made and kept there.
+fn remembered<K: Copy + PartialEq, V: Clone>(
+    memory: &RefCell<Vec<(K, V)>>,
+    key: K,
+    make: impl FnOnce() -> V,
+) -> V {
+    let found = memory.borrow().iter().find(|(known, _)| *known == key).map(|(_, v)| v.clone());
+    found.unwrap_or_else(|| {
+        let made = make();
+        memory.borrow_mut().push((key, made.clone()));
+        made
+    })
 }
 
 impl View {
-    pub fn pulse(&self, slot: SlotNo) -> Option<Pulse> {
+    fn new(known: Known, disk: Rc<SharedDisk>) -> View {
+        View { known, disk, lives: RefCell::default(), locks: RefCell::default() }
+    }
+
+    /// What a slot says now.
+    pub fn life(&self, slot: SlotNo) -> Option<Life> {
         if slot.0 >= self.known.geometry.slot_count {
             return None;
         }
-        let bytes = self.disk.peek(self.known.geometry.slot_offset(slot), 512);
-        Pulse::decode(&bytes, self.known.volume, slot).ok()
+        remembered(&self.lives, slot, || {
+            let at = self.known.geometry.slot_offset(slot);
+            let decode = |bytes: &[u8]| Pulse::decode(&bytes[..RECORD], self.known.volume, slot);
+            let pulse = self.disk.look(at, decode).ok()?;
+            Some(Life { incarnation: pulse.incarnation, claimer: pulse.claimer })
+        })
     }
 
     pub fn lock(&self, at: BlockNo) -> Option<Lock> {
         if at.offset() >= self.disk.size() {
             return None;
         }
-        Lock::decode(&self.disk.peek(at.offset(), 512), self.known.volume, at).ok()
+        remembered(&self.locks, at, || {
+            let decode = |bytes: &[u8]| Lock::decode(&bytes[..RECORD], self.known.volume, at);
+            self.disk.look(at.offset(), decode).ok()
+        })
     }
 
     /// Is this life of a slot over and recovered?
     pub fn is_stale(&self, holder: Holder) -> bool {
-        self.pulse(holder.slot).is_some_and(|pulse| pulse.incarnation > holder.incarnation)
+        self.life(holder.slot).is_some_and(|life| life.incarnation > holder.incarnation)
     }
 
     /// Does `by` take over what the dead `victim` left?
     pub fn recovers(&self, by: Holder, victim: Holder) -> bool {
-        self.pulse(victim.slot).is_some_and(|pulse| {
-            pulse.incarnation == victim.incarnation && pulse.claimer == Some(by)
-        })
+        self.life(victim.slot)
+            .is_some_and(|life| life.incarnation == victim.incarnation && life.claimer == Some(by))
     }
 }
 
@@ -173,14 +212,43 @@ impl Watch for Checkers {
         }
     }
 
-    fn landed(&self, landing: &Landing<'_>) {
+    fn landed(&self, landings: &[Landing<'_>]) {
         let Some(known) = self.known.get() else { return };
         let Some(disk) = self.disk.borrow().upgrade() else { return };
-        let view = View { known, disk };
+        let view = View::new(known, disk);
+        for landing in landings {
+            self.landed_one(landing, &view);
+        }
+    }
+}
+
+impl Checkers {
+    fn tell(&self, landing: &Landing<'_>, known: &Known) {
+        let (time, owner) = (landing.time, landing.owner);
+        match known.place(landing.at) {
+            Place::Pulse(slot) => {
+                let decode = |bytes| pulse(bytes, known.volume, slot);
+                if let Some(after) = decode(landing.after) {
+                    let before = landing.before.and_then(decode);
+                    self.trace.story.slot(time, owner, (before.as_ref(), &after));
+                }
+            }
+            Place::Block(_) => {
+                self.trace.story.block((time, owner), landing.at, landing.after, known.volume);
+            }
+            Place::Doorbell(_) | Place::Outside => {}
+        }
+    }
+
+    fn landed_one(&self, landing: &Landing<'_>, view: &View) {
+        let known = &view.known;
+        if self.trace.story.is_wanted() {
+            self.tell(landing, known);
+        }
         if landing.request == Request::Compare
             && let Place::Pulse(slot) = known.place(landing.at)
         {
-            self.leases.pulse_landed(landing, slot, &known);
+            self.leases.pulse_landed(landing, slot, known);
             let pulse = Pulse::decode(&landing.after[..RECORD], known.volume, slot);
             if pulse.is_ok_and(|pulse| pulse.state == PulseState::Claimed)
                 && let Some(act) = self.on_claim.borrow().as_ref()
@@ -189,10 +257,10 @@ impl Watch for Checkers {
             }
         }
         let me = self.leases.holder(landing.owner);
-        if let Err(what) = lease::landed(landing, me, self.leases.has_left(landing.owner), &view) {
+        if let Err(what) = lease::landed(landing, me, self.leases.has_left(landing.owner), view) {
             self.add(landing.owner, what);
         }
-        if let Err(what) = self.writer.landed(landing, me, &view) {
+        if let Err(what) = self.writer.landed(landing, me, view) {
             self.add(landing.owner, what);
         }
     }

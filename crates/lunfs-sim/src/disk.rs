@@ -13,7 +13,10 @@
 
 pub mod faults;
 mod handle;
+mod lies;
+mod losses;
 pub mod medium;
+mod op;
 mod plan;
 mod reply;
 mod spoiled;
@@ -22,16 +25,19 @@ pub mod watch;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::slice::from_ref;
 
 use lunfs_core::env::{Compared, Instant, IoError};
+use lunfs_format::RECORD;
 
 use crate::chance::Chance;
-use crate::executor::{Executor, Owner};
+use crate::executor::{Due, Executor, Owner};
 use crate::trace::{Event, Trace};
 use faults::{Fate, Latency, MILLISECOND, Rates, Request, Truth};
-use medium::{Answered, Before, Medium};
-use plan::{Step, Verdict};
-use reply::{Reply, Wait, reply};
+use medium::{Before, Medium};
+use op::{Answer, Op, Outcome, Wanted};
+use plan::{Step, Units, Verdict};
+use reply::{Wait, reply};
 use spoiled::Spoiled;
 use watch::{Landing, Submission, Watch};
 
@@ -39,46 +45,6 @@ pub use handle::HostDisk;
 
 /// Longest time for which requests of a dead program still land.
 pub const DRAIN_MAX: u64 = 300 * MILLISECOND;
-
-/// What a request ended with.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    Data(Vec<u8>),
-    Done,
-    Compared(Compared),
-}
-
-pub(crate) type Answer = std::result::Result<Outcome, IoError>;
-
-/// What is wanted of the disk.
-pub(crate) struct Wanted {
-    pub request: Request,
-    pub at: u64,
-    pub len: u64,
-    pub data: Rc<[u8]>,
-    pub expect: Option<Rc<[u8]>>,
-    pub fua: bool,
-    pub until: Instant,
-}
-
-struct Op {
-    owner: Owner,
-    wanted: Wanted,
-    /// First block.
-    unit: u64,
-    reply: Reply<Answer>,
-    answered: Answered,
-    /// Its place in the order of calls and answers: what a flush covers.
-    called: u64,
-    /// Which blocks were touched.
-    touched: Vec<bool>,
-    buffer: Vec<u8>,
-    compared: Option<Compared>,
-    /// Steps planned under another epoch are void.
-    epoch: u32,
-    steps: usize,
-    held: bool,
-}
 
 type Trigger = (u32, Option<Request>, Box<dyn FnOnce()>);
 
@@ -102,13 +68,6 @@ impl Inner {
     }
 }
 
-impl Op {
-    fn untouched(&self) -> Vec<u32> {
-        let untouched = self.touched.iter().enumerate().filter(|(_, touched)| !**touched);
-        untouched.map(|(unit, _)| u32::try_from(unit).unwrap_or(u32::MAX)).collect()
-    }
-}
-
 /// The shared disk.
 pub struct SharedDisk {
     executor: Rc<Executor>,
@@ -120,6 +79,8 @@ pub struct SharedDisk {
     inner: RefCell<Inner>,
     /// Requests that were submitted so far.
     requests: Cell<u64>,
+    /// Reads that showed something else than what is there.
+    lies: Cell<u64>,
 }
 
 /// What kind of disk it is.
@@ -129,6 +90,8 @@ pub struct Model {
     pub unit: u32,
     /// Size in bytes.
     pub size: u64,
+    /// It has no volatile cache: what was answered is durable, a flush does nothing.
+    pub writes_through: bool,
     /// What lies on it before it is written.
     pub before: Before,
     /// How long requests take.
@@ -151,7 +114,7 @@ impl SharedDisk {
             size: model.size,
             watch: RefCell::new(None),
             inner: RefCell::new(Inner {
-                medium: Medium::new(model.unit as usize, model.before),
+                medium: Medium::new(model.unit as usize, model.before, model.writes_through),
                 ops: BTreeMap::new(),
                 next_op: 0,
                 rates: Rates::NONE,
@@ -162,6 +125,7 @@ impl SharedDisk {
                 order: 0,
             }),
             requests: Cell::new(0),
+            lies: Cell::new(0),
         })
     }
 
@@ -183,6 +147,11 @@ impl SharedDisk {
     /// Requests submitted so far.
     pub fn requests(&self) -> u64 {
         self.requests.get()
+    }
+
+    /// Reads that showed something else than what is there, so far.
+    pub fn lies(&self) -> u64 {
+        self.lies.get()
     }
 
     /// How often requests go wrong from now on.
@@ -265,8 +234,6 @@ impl SharedDisk {
                 host_now,
             });
         }
-        let (unit, units) = (at / self.unit, len / self.unit);
-        let buffer = if request == Request::Read { vec![0; index(len)] } else { Vec::new() };
         let number = {
             let mut inner = self.inner.borrow_mut();
             let number = inner.next_op;
@@ -277,15 +244,16 @@ impl SharedDisk {
                 Op {
                     owner,
                     wanted,
-                    unit,
-                    reply: giving,
+                    unit: at / self.unit,
+                    count: u32::try_from(len / self.unit).unwrap_or(u32::MAX),
+                    reply: Some(giving),
                     answered: Rc::new(Cell::new(u64::MAX)),
                     called,
-                    touched: vec![false; index(units)],
-                    buffer,
+                    touched: Vec::new(),
+                    buffer: Vec::new(),
                     compared: None,
                     epoch: 0,
-                    steps: 0,
+                    steps: Vec::new(),
                     held: true,
                 },
             );
@@ -333,64 +301,50 @@ impl SharedDisk {
 
     /// A held request goes to the device.
     fn release(self: &Rc<Self>, number: u64) {
-        let planned = {
+        {
             let mut inner = self.inner.borrow_mut();
             let Inner { ops, rates, latency, stalled_until, spoiled, .. } = &mut *inner;
             let Some(op) = ops.get_mut(&number).filter(|op| op.held) else { return };
             op.held = false;
-            let is_spoiled = op.wanted.request == Request::Write
-                && spoiled::meets(spoiled, op.owner, op.unit..op.unit + op.touched.len() as u64);
+            let (request, fua) = (op.wanted.request, op.wanted.fua);
+            let is_spoiled = request == Request::Write
+                && spoiled::meets(spoiled, op.owner, op.unit..op.unit + u64::from(op.count));
             let fate = match is_spoiled {
                 true => Fate::InDoubt(Truth::draw(&self.chance)),
-                false => op.wanted.request.fate(rates, &self.chance),
+                false => request.fate(rates, &self.chance),
             };
             let now = self.executor.now();
             let stall = |owner| stalled_until.get(&owner).copied().unwrap_or(0);
             let start = now.max(stall(op.owner)).max(stall(Owner::WORLD));
             let timing = plan::Timing { now, start, latency: *latency, rates: *rates };
-            let steps = plan::plan(
-                op.wanted.request,
-                &op.untouched(),
-                op.wanted.fua,
-                fate,
-                timing,
-                &self.chance,
-            );
-            op.steps = steps.len();
-            steps
-        };
-        self.schedule(number, 0, planned);
+            let count = if request == Request::Compare { 1 } else { op.count };
+            op.steps = plan::plan(request, count, fua, fate, timing, &self.chance);
+            op.steps.reverse();
+        }
+        self.schedule(number, 0);
     }
 
-    fn schedule(self: &Rc<Self>, number: u64, epoch: u32, steps: Vec<(u64, Step)>) {
-        for (at, step) in steps {
-            let disk = Rc::clone(self);
-            self.executor.at(at, move || disk.step(number, epoch, step));
+    /// Waits for the next step of a request, if there is one.
+    fn schedule(self: &Rc<Self>, number: u64, epoch: u32) {
+        let next = {
+            let inner = self.inner.borrow();
+            inner.ops.get(&number).and_then(|op| op.steps.last()).map(|&(at, _)| at)
+        };
+        if let Some(at) = next {
+            self.executor.due(at, Rc::clone(self) as Rc<dyn Due>, (number, epoch));
         }
     }
 
-    fn step(self: &Rc<Self>, number: u64, epoch: u32, step: Step) {
-        let is_current = {
-            let mut inner = self.inner.borrow_mut();
-            match inner.ops.get_mut(&number) {
-                Some(op) if op.epoch == epoch => {
-                    op.steps -= 1;
-                    true
-                }
-                _ => false,
-            }
-        };
-        if !is_current {
-            return;
-        }
-        match step {
-            Step::Touch(units) => self.touch(number, &units),
-            Step::Harden => self.harden(number),
-            Step::Answer(verdict) => self.answer(number, verdict),
-            Step::Gone => {}
-        }
+    fn next_step(&self, number: u64, epoch: u32) -> Option<Step> {
         let mut inner = self.inner.borrow_mut();
-        if inner.ops.get(&number).is_some_and(|op| op.steps == 0) {
+        let op = inner.ops.get_mut(&number).filter(|op| op.epoch == epoch)?;
+        op.steps.pop().map(|(_, step)| step)
+    }
+
+    /// A request without further steps is gone.
+    fn end(&self, number: u64) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.ops.get(&number).is_some_and(|op| op.steps.is_empty()) {
             let order = inner.next_order();
             if let Some(op) = inner.ops.remove(&number) {
                 // Whether or not anybody heard of it: the device is done with it, and the next
@@ -400,49 +354,65 @@ impl SharedDisk {
         }
     }
 
-    fn touch(&self, number: u64, units: &[u32]) {
-        let (owner, request, data, landings) = {
-            let mut inner = self.inner.borrow_mut();
-            let Inner { medium, ops, .. } = &mut *inner;
-            let Some(op) = ops.get_mut(&number) else { return };
-            let mut landings = Vec::new();
-            for &unit in units {
-                op.touched[unit as usize] = true;
-                let (place, from) = (op.unit + u64::from(unit), unit as usize * index(self.unit));
-                if op.wanted.request == Request::Read {
-                    let to = from + index(self.unit);
-                    medium.read(place, &mut op.buffer[from..to]);
+    fn touch(&self, number: u64, units: Units) {
+        let mut inner = self.inner.borrow_mut();
+        let Inner { medium, ops, .. } = &mut *inner;
+        let Some(op) = ops.get_mut(&number) else { return };
+        if op.wanted.request == Request::Read {
+            self.fetch(medium, op, &units);
+            op.touched.push(units);
+            return;
+        }
+        let all = 0..op.count;
+        let runs = if let Units::Some(runs) = &units { &runs[..] } else { from_ref(&all) };
+        let size = index(self.unit);
+        let mut landed = Vec::new();
+        for unit in runs.iter().cloned().flatten() {
+            let (place, from) = (op.unit + u64::from(unit), unit as usize * size);
+            let there = medium.unit(place);
+            let mut before = None;
+            if let Some(expect) = &op.wanted.expect {
+                let equal = there == &expect[..];
+                op.compared = Some(if equal { Compared::Written } else { Compared::Miscompare });
+                if !equal {
                     continue;
                 }
-                let mut before = None;
-                if let Some(expect) = &op.wanted.expect {
-                    let mut found = vec![0; index(self.unit)];
-                    medium.read(place, &mut found);
-                    let equal = found[..] == expect[..];
-                    op.compared =
-                        Some(if equal { Compared::Written } else { Compared::Miscompare });
-                    if !equal {
-                        continue;
-                    }
-                    before = Some(found);
-                } else if op.wanted.data[from..].starts_with(b"LNFS") {
-                    let mut found = vec![0; index(self.unit)];
-                    medium.read(place, &mut found);
-                    before = Some(found);
-                }
-                medium.land(place, &op.wanted.data, from, &op.answered);
-                landings.push((place * self.unit, from, before));
+                before = Some(there.to_vec());
+            } else if op.wanted.data[from..].starts_with(b"LNFS") {
+                before = Some(there[..RECORD].to_vec());
             }
-            (op.owner, op.wanted.request, Rc::clone(&op.wanted.data), landings)
-        };
-        if let Some(&(at, _, _)) = landings.first() {
-            self.trace(owner, "lands", at, landings.len() as u64 * self.unit, request.name());
+            medium.land(place, &op.wanted.data, from, &op.answered);
+            landed.push((place * self.unit, from, before));
         }
+        op.touched.push(units);
+        let (owner, request, data) = (op.owner, op.wanted.request, op.data());
+        drop(inner);
+        let Some(&(at, _, _)) = landed.first() else { return };
+        self.trace(owner, "lands", at, landed.len() as u64 * self.unit, request.name());
         let Some(watch) = self.watch.borrow().clone() else { return };
-        for (at, from, before) in landings {
-            let (before, after) = (before.as_deref(), &data[from..from + index(self.unit)]);
-            let time = self.executor.now();
-            watch.landed(&Landing { time, owner, request, at, before, after });
+        let time = self.executor.now();
+        let landings: Vec<Landing<'_>> = landed
+            .iter()
+            .map(|(at, from, before)| {
+                let (before, after) = (before.as_deref(), &data[*from..from + size]);
+                Landing { time, owner, request, at: *at, before, after }
+            })
+            .collect();
+        watch.landed(&landings);
+    }
+
+    /// Blocks of a read are fetched.
+    fn fetch(&self, medium: &Medium, op: &mut Op, units: &Units) {
+        let size = index(self.unit);
+        match units {
+            Units::All => op.buffer = medium.bytes(op.unit, op.count as usize * size),
+            Units::Some(runs) => {
+                op.buffer.resize(op.count as usize * size, 0);
+                for run in runs {
+                    let to = &mut op.buffer[run.start as usize * size..run.end as usize * size];
+                    medium.read(op.unit + u64::from(run.start), to);
+                }
+            }
         }
     }
 
@@ -458,7 +428,7 @@ impl SharedDisk {
     fn answer(&self, number: u64, verdict: Verdict) {
         let mut inner = self.inner.borrow_mut();
         let order = inner.next_order();
-        let Inner { medium, ops, .. } = &mut *inner;
+        let Inner { medium, ops, rates, .. } = &mut *inner;
         let Some(op) = ops.get_mut(&number) else { return };
         let doubt = |why: &str| Err(IoError::InDoubt(why.to_owned()));
         let (answer, said) = match verdict {
@@ -467,7 +437,13 @@ impl SharedDisk {
                 (Err(IoError::Failed("the simulated device refused".to_owned())), "failed")
             }
             Verdict::Truth => match op.wanted.request {
-                Request::Read => (Ok(Outcome::Data(std::mem::take(&mut op.buffer))), "read"),
+                Request::Read => {
+                    let mut data = std::mem::take(&mut op.buffer);
+                    let lies = self.chance.hits(rates.read_lies)
+                        && lies::lie(&mut data, op.wanted.at, medium, self.size, &self.chance);
+                    self.lies.set(self.lies.get() + u64::from(lies));
+                    (Ok(Outcome::Data(data)), if lies { "lies" } else { "read" })
+                }
                 Request::Write | Request::Unmap => (Ok(Outcome::Done), "done"),
                 Request::Flush => {
                     medium.flush(op.called);
@@ -488,99 +464,45 @@ impl SharedDisk {
             op.answered.set(order);
         }
         let (owner, at, len) = (op.owner, op.wanted.at, op.wanted.len);
-        let reply = std::mem::replace(&mut op.reply, reply().0);
+        let reply = op.reply.take();
         drop(inner);
         self.trace(owner, "answer", at, len, said);
-        reply.give(answer);
-    }
-
-    /// The pause of `owner` is over: what it submitted goes to the device.
-    pub fn resume(self: &Rc<Self>, owner: Owner) {
-        let held: Vec<u64> = {
-            let inner = self.inner.borrow();
-            let held = inner.ops.iter().filter(|(_, op)| op.owner == owner && op.held);
-            held.map(|(&number, _)| number).collect()
-        };
-        for number in held {
-            self.release(number);
+        if let Some(reply) = reply {
+            reply.give(answer);
         }
-    }
-
-    /// The program is dead: each of its requests lands wholly, partly or not, within the drain
-    /// time.
-    pub fn orphan(self: &Rc<Self>, owner: Owner) {
-        let drained = self.executor.now() + self.chance.below(DRAIN_MAX);
-        let mut schedules = Vec::new();
-        {
-            let mut inner = self.inner.borrow_mut();
-            inner.triggers.remove(&owner);
-            inner.stalled_until.remove(&owner);
-            inner
-                .ops
-                .retain(|_, op| op.owner != owner || (op.wanted.request.changes() && !op.held));
-            for (&number, op) in inner.ops.iter_mut().filter(|(_, op)| op.owner == owner) {
-                op.epoch += 1;
-                let now = self.executor.now();
-                let steps = plan::last_steps(&op.untouched(), now, drained, &self.chance);
-                op.steps = steps.len();
-                schedules.push((number, op.epoch, steps));
-            }
-        }
-        for (number, epoch, steps) in schedules {
-            self.schedule(number, epoch, steps);
-        }
-    }
-
-    /// Has everything that `owner` submitted landed, or never will?
-    pub fn is_drained(&self, owner: Owner) -> bool {
-        let inner = self.inner.borrow();
-        !inner.ops.values().any(|op| op.owner == owner && op.wanted.request.changes())
-    }
-
-    /// The power fails: requests in flight are torn, and of each block that was not flushed any
-    /// version survives. All programs must be dead. Returns how many blocks lost something.
-    pub fn lose_power(&self) -> u64 {
-        let mut inner = self.inner.borrow_mut();
-        let Inner { medium, ops, .. } = &mut *inner;
-        for (_, op) in std::mem::take(ops) {
-            if !op.wanted.request.changes() || op.wanted.expect.is_some() {
-                continue;
-            }
-            for unit in op.untouched() {
-                if self.chance.percent(50) {
-                    let from = unit as usize * index(self.unit);
-                    medium.land(op.unit + u64::from(unit), &op.wanted.data, from, &op.answered);
-                }
-            }
-        }
-        inner.stalled_until.clear();
-        inner.triggers.clear();
-        let percent = *self.chance.pick(&[0, 10, 50, 90, 100]);
-        let lost = inner.medium.lose_power(&self.chance, percent);
-        drop(inner);
-        self.trace(Owner::WORLD, "power", lost, u64::from(percent), "lost");
-        lost
     }
 
     /// What a range may read after it was unmapped.
-    pub(crate) fn after_unmap(&self, at: u64, len: u64) -> Rc<[u8]> {
+    pub(crate) fn after_unmap(&self, at: u64, len: u64) -> Vec<u8> {
         match self.chance.below(3) {
-            0 => Rc::from(vec![0; index(len)]),
-            1 => Rc::from(self.peek(at, index(len))),
-            _ => Rc::from(vec![0xDE; index(len)]),
+            0 => vec![0; index(len)],
+            1 => self.peek(at, index(len)),
+            _ => vec![0xDE; index(len)],
         }
     }
 
     /// Reads at once, past all queues: for checkers.
     pub fn peek(&self, at: u64, len: usize) -> Vec<u8> {
-        let inner = self.inner.borrow();
-        let unit = index(self.unit);
-        let mut out = vec![0; len.next_multiple_of(unit)];
-        for (number, block) in out.chunks_exact_mut(unit).enumerate() {
-            inner.medium.read(at / self.unit + number as u64, block);
+        self.inner.borrow().medium.range(at, len)
+    }
+
+    /// Looks at one block at once, past all queues.
+    pub(crate) fn look<T>(&self, at: u64, see: impl FnOnce(&[u8]) -> T) -> T {
+        see(self.inner.borrow().medium.unit(at / self.unit))
+    }
+}
+
+impl Due for SharedDisk {
+    fn due(self: Rc<Self>, (number, epoch): (u64, u32)) {
+        let Some(step) = self.next_step(number, epoch) else { return };
+        match step {
+            Step::Touch(units) => self.touch(number, units),
+            Step::Harden => self.harden(number),
+            Step::Answer(verdict) => self.answer(number, verdict),
+            Step::Gone => {}
         }
-        out.truncate(len);
-        out
+        self.end(number);
+        self.schedule(number, epoch);
     }
 }
 

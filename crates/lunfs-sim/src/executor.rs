@@ -87,9 +87,16 @@ struct Task {
     waker: Arc<TaskWaker>,
 }
 
+/// Something that has an appointment.
+pub trait Due {
+    /// The moment has come; `what` is what was said when it was made.
+    fn due(self: Rc<Self>, what: (u64, u32));
+}
+
 enum Event {
     Wake(Waker),
     Call(Box<dyn FnOnce()>),
+    Due(Rc<dyn Due>, (u64, u32)),
 }
 
 struct Timer {
@@ -121,13 +128,23 @@ impl Ord for Timer {
 
 #[derive(Default)]
 struct State {
-    tasks: BTreeMap<u64, Task>,
-    next_task: u64,
+    /// By number; a number is never used again, so a waker of a dead task wakes nobody.
+    tasks: Vec<Option<Task>>,
     runnable: Vec<u64>,
     timers: BinaryHeap<Timer>,
     next_timer: u64,
     paused: BTreeMap<Owner, u64>,
     parked: BTreeMap<Owner, Vec<u64>>,
+}
+
+impl State {
+    fn task(&mut self, number: u64) -> Option<&mut Task> {
+        self.tasks.get_mut(usize::try_from(number).unwrap_or(usize::MAX))?.as_mut()
+    }
+
+    fn end(&mut self, number: u64) -> Option<Task> {
+        self.tasks.get_mut(usize::try_from(number).unwrap_or(usize::MAX))?.take()
+    }
 }
 
 /// The executor and its clock.
@@ -164,20 +181,24 @@ impl Executor {
     /// Starts a task.
     pub fn spawn(&self, owner: Owner, future: impl Future<Output = ()> + 'static) {
         let mut state = self.state.borrow_mut();
-        let task = state.next_task;
-        state.next_task += 1;
+        let task = state.tasks.len() as u64;
         let waker = Arc::new(TaskWaker {
             task,
             queued: AtomicBool::new(true),
             ready: Arc::clone(&self.ready),
         });
-        state.tasks.insert(task, Task { owner, future: Some(Box::pin(future)), waker });
+        state.tasks.push(Some(Task { owner, future: Some(Box::pin(future)), waker }));
         state.runnable.push(task);
     }
 
     /// Calls `event` at world time `at`, whatever is paused or killed by then.
     pub fn at(&self, at: u64, event: impl FnOnce() + 'static) {
         self.push_timer(at, Event::Call(Box::new(event)));
+    }
+
+    /// Tells `whom` of `what` at world time `at`, whatever is paused or killed by then.
+    pub fn due(&self, at: u64, whom: Rc<dyn Due>, what: (u64, u32)) {
+        self.push_timer(at, Event::Due(whom, what));
     }
 
     fn push_timer(&self, at: u64, event: Event) {
@@ -201,15 +222,11 @@ impl Executor {
     pub fn kill(&self, owner: Owner) {
         let killed: Vec<Task> = {
             let mut state = self.state.borrow_mut();
-            let numbers: Vec<u64> = state
-                .tasks
-                .iter()
-                .filter(|(_, task)| task.owner == owner)
-                .map(|(&number, _)| number)
-                .collect();
             state.paused.remove(&owner);
             state.parked.remove(&owner);
-            numbers.iter().filter_map(|number| state.tasks.remove(number)).collect()
+            let is_theirs =
+                |task: &&mut Option<Task>| task.as_ref().is_some_and(|task| task.owner == owner);
+            state.tasks.iter_mut().filter(is_theirs).filter_map(Option::take).collect()
         };
         // Dropping futures runs code of the core, which may wake or spawn: outside the borrow.
         drop(killed);
@@ -252,7 +269,7 @@ impl Executor {
 
     /// Are there tasks of `owner`?
     pub fn has_tasks(&self, owner: Owner) -> bool {
-        self.state.borrow().tasks.values().any(|task| task.owner == owner)
+        self.state.borrow().tasks.iter().flatten().any(|task| task.owner == owner)
     }
 
     /// Runs until `done` says so, but not beyond world time `limit`.
@@ -292,20 +309,21 @@ impl Executor {
         match timer.map(|timer| timer.event) {
             Some(Event::Wake(waker)) => waker.wake(),
             Some(Event::Call(call)) => call(),
+            Some(Event::Due(whom, what)) => whom.due(what),
             None => {}
         }
     }
 
     /// Draws one of the ready tasks that are not paused.
     fn choose(&self) -> Option<u64> {
-        let woken =
-            std::mem::take(&mut *self.ready.queue.lock().unwrap_or_else(PoisonError::into_inner));
         let mut state = self.state.borrow_mut();
-        state.runnable.extend(woken);
+        let mut woken = self.ready.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        state.runnable.append(&mut woken);
+        drop(woken);
         while !state.runnable.is_empty() {
             let index = self.chance.index(state.runnable.len());
             let number = state.runnable.swap_remove(index);
-            let Some(owner) = state.tasks.get(&number).map(|task| task.owner) else { continue };
+            let Some(owner) = state.task(number).map(|task| task.owner) else { continue };
             if state.paused.contains_key(&owner) {
                 state.parked.entry(owner).or_default().push(number);
             } else {
@@ -318,7 +336,7 @@ impl Executor {
     fn poll(&self, number: u64) -> Result<(), Ended> {
         let taken = {
             let mut state = self.state.borrow_mut();
-            state.tasks.get_mut(&number).and_then(|task| {
+            state.task(number).and_then(|task| {
                 let future = task.future.take()?;
                 Some((task.owner, future, Arc::clone(&task.waker)))
             })
@@ -331,14 +349,14 @@ impl Executor {
         let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)));
         let ended = match polled {
             Ok(Poll::Pending) => {
-                if let Some(task) = self.state.borrow_mut().tasks.get_mut(&number) {
+                if let Some(task) = self.state.borrow_mut().task(number) {
                     task.future = Some(future);
                     return Ok(());
                 }
                 Ok(())
             }
             Ok(Poll::Ready(())) => {
-                let done = self.state.borrow_mut().tasks.remove(&number);
+                let done = self.state.borrow_mut().end(number);
                 drop(done);
                 Ok(())
             }

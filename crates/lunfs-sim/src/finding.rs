@@ -1,6 +1,6 @@
 //! What must not be: reported once, with the moment at which it was seen.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::executor::{Executor, Owner};
@@ -27,18 +27,35 @@ impl std::fmt::Display for Finding {
 pub struct Findings {
     executor: Rc<Executor>,
     list: RefCell<Vec<Finding>>,
+    /// How findings begin that still count; `None`: all do.
+    only: Cell<Option<&'static [&'static str]>>,
 }
 
 impl Findings {
     /// None yet.
     pub fn new(executor: &Rc<Executor>) -> Rc<Findings> {
-        Rc::new(Findings { executor: Rc::clone(executor), list: RefCell::default() })
+        Rc::new(Findings {
+            executor: Rc::clone(executor),
+            list: RefCell::default(),
+            only: Cell::default(),
+        })
     }
 
     /// Reports one.
     pub fn add(&self, by: Owner, what: impl Into<String>) {
-        let finding = Finding { time: self.executor.now(), by, what: what.into() };
+        let what = what.into();
+        let counts = |only: &[&str]| only.iter().any(|start| what.starts_with(start));
+        if !self.only.get().is_none_or(counts) {
+            return;
+        }
+        let finding = Finding { time: self.executor.now(), by, what };
         self.list.borrow_mut().push(finding);
+    }
+
+    /// From now on only what begins so is a finding: the device broke a promise, and less can be
+    /// asked of the volume.
+    pub fn only(&self, starts: &'static [&'static str]) {
+        self.only.set(Some(starts));
     }
 
     /// Is there one?

@@ -28,6 +28,9 @@ pub struct Keeping {
     pub with_workers: Cell<bool>,
     /// Longest time before it is started again, in nanoseconds.
     pub pause_max: Cell<u64>,
+    /// So many of the next mounts end right after they began, and the next one follows at once: a
+    /// slot changes hands faster than others look at it (Q4).
+    pub visits: Cell<u32>,
     /// In a hundred cases, how often a parent outlives the program.
     pub parents: Cell<u32>,
 }
@@ -61,7 +64,10 @@ pub async fn keep(world: Rc<World>, host: usize, keeping: Rc<Keeping>) {
         if has_parent && matches!(death, Some(Death::Crashed | Death::Fenced | Death::Stopped)) {
             speak(&world, host, owner, &program).await;
         }
-        world.executor.sleep(world.chance.below(keeping.pause_max.get().max(MILLISECOND))).await;
+        if keeping.visits.get() == 0 {
+            let pause = world.chance.below(keeping.pause_max.get().max(MILLISECOND));
+            world.executor.sleep(pause).await;
+        }
     }
 }
 
@@ -80,6 +86,11 @@ async fn live(
             let work = workload::work(Rc::clone(&world), owner, Rc::clone(&volume), worker);
             world.executor.spawn(owner, work);
         }
+    }
+    if keeping.visits.get() > 0 {
+        keeping.visits.set(keeping.visits.get() - 1);
+        world.executor.sleep(world.chance.below(SECOND)).await;
+        program.leave.raise();
     }
     program.leave.wait().await;
     while program.working.get() > 0 {

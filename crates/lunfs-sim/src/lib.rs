@@ -13,6 +13,7 @@
 //! | `workload` | operations, each checked against the model |
 //! | `checkers` | rules that are checked on the disk itself |
 //! | `schedule` | one run: from a seed to a verdict |
+//! | `story` | what is told of a finding |
 //! | `script` | scripted runs for tests |
 //! | `enumerate` | every crash of every operation, in a world of its own |
 #![forbid(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod model;
 pub mod schedule;
 pub mod script;
 pub mod signal;
+pub mod story;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -49,6 +49,18 @@ met! {
     power_losses,
     /// Blocks that power losses took back.
     blocks_lost,
+    /// Losses of the disk's cache under living hosts.
+    cache_losses,
+    /// Returns of the disk to an earlier time under living hosts.
+    returns_in_time,
+    /// Hosts that such a return stopped.
+    stops_by_return,
+    /// Reads that showed wrong metadata.
+    reads_that_lied,
+    /// Deaths of a third or later program in a row of takeovers.
+    chained_deaths,
+    /// Requests to the disk.
+    requests,
     /// Last words of parents.
     last_words,
     /// Walks over the whole volume.
@@ -61,6 +73,8 @@ met! {
     doubts,
     /// Looks at what other hosts did.
     looks_across,
+    /// Operations on names that everybody makes and removes.
+    competitions,
     /// Looks at everything a dead program left.
     audits,
     /// Thereof with something lost that was not durable.

@@ -5,6 +5,7 @@
 
 pub mod content;
 pub mod file;
+pub mod linear;
 pub mod names;
 pub mod register;
 
@@ -17,6 +18,7 @@ use lunfs_core::FileId;
 use crate::executor::Owner;
 use crate::finding::Findings;
 use file::{Change, FileModel, Pending, Span};
+use linear::{Linear, Said};
 use names::{Names, Tree};
 use register::{ChangeNo, Deaths, Register};
 
@@ -77,6 +79,8 @@ pub struct Model {
     /// Permission bits, which are not ordered with names: each file's are durable by themselves.
     modes: RefCell<BTreeMap<u64, Register<u32>>>,
     workers: RefCell<Vec<Names>>,
+    /// Names that everybody makes and removes.
+    common_names: RefCell<BTreeMap<String, Linear>>,
     bytes_checked: Cell<u64>,
 }
 
@@ -93,6 +97,7 @@ impl Model {
             shared: RefCell::default(),
             modes: RefCell::default(),
             workers: RefCell::new(vec![Names::default(); workers]),
+            common_names: RefCell::default(),
             bytes_checked: Cell::new(0),
         })
     }
@@ -131,6 +136,7 @@ impl Model {
     pub fn died(&self, program: Owner, workers: &[usize]) {
         let tick = self.tick();
         self.dead.died.borrow_mut().insert(program, tick);
+        self.common_names.borrow_mut().values_mut().for_each(|name| name.died(program));
         for &worker in workers {
             self.workers.borrow_mut()[worker].in_doubt = true;
         }
@@ -401,6 +407,17 @@ impl Model {
             let value = tree.nodes.get(&format!("s/{name}")).map(|node| node.number);
             register.settle(value, by, (tick, mark), &self.dead);
         }
+    }
+
+    /// Does something with a name that everybody makes and removes.
+    pub fn with_common_name<T>(&self, name: &str, act: impl FnOnce(&mut Linear) -> T) -> T {
+        act(self.common_names.borrow_mut().entry(name.to_owned()).or_default())
+    }
+
+    /// A call with such a name was answered.
+    pub fn check_common_name(&self, name: &str, call: u64, said: Said, by: Owner) {
+        let result = self.with_common_name(name, |linear| linear.answer(call, said));
+        self.report(by, result.map_err(|what| format!("the name {name:?}: {what}")));
     }
 
     /// A look of `by` that began at tick `from` found that the shared `name` stands for `found`, or

@@ -5,6 +5,9 @@
 //! | all unmount | walk | one host looks at everything | walk
 //! ```
 
+pub mod parameters;
+
+use std::cell::Cell;
 use std::rc::Rc;
 
 use lunfs_core::{Counters, FormatOptions, format_volume};
@@ -12,124 +15,25 @@ use lunfs_format::Timing;
 
 use crate::chance::Chance;
 use crate::checkers::walker::walk;
-use crate::disk::Model as DiskModel;
-use crate::disk::faults::{Latency, MILLISECOND, Rates, Request, SECOND};
-use crate::disk::medium::Before;
+use crate::disk::faults::{MILLISECOND, Rates, Request, SECOND};
 use crate::executor::Owner;
 use crate::finding::Finding;
 use crate::host::{Keeping, keep, session};
 use crate::met::Met;
-use crate::workload::setup::{SetupOptions, set_up};
-use crate::workload::{Pace, audit};
-use crate::world::{Death, World, WorldOptions};
+use crate::story::numbers_behind;
+use crate::workload::audit;
+use crate::workload::setup::set_up;
+use crate::world::{Death, World};
+use parameters::{Event, Tempo};
+pub use parameters::{Mode, Parameters};
 
 /// Virtual time for anything that is done while nothing goes wrong.
 const QUIET_BOUND: u64 = 150 * SECOND;
+/// Virtual time within which a host notices that its disk went back in time: pauses and stalls of
+/// up to ten minutes end first.
+const RETURN_BOUND: u64 = 660 * SECOND;
 /// After this time without faults no error can come from an earlier fault any more.
 const SETTLED: u64 = 45 * SECOND;
-
-/// What one run is like.
-#[derive(Clone, Debug)]
-pub struct Parameters {
-    /// The world.
-    pub world: WorldOptions,
-    /// How fast hosts notice a death.
-    pub timing: Timing,
-    /// How often requests go wrong.
-    pub rates: Rates,
-    /// Virtual time with faults.
-    pub duration: u64,
-    /// How busy workers are.
-    pub pace: Pace,
-    /// Mean time between two events that the schedule makes.
-    pub event_every: u64,
-    /// Weights of the kinds of events.
-    pub weights: [u64; EVENTS.len()],
-    /// In a hundred cases, how often a claimer dies during its claim.
-    pub kill_claimers: u32,
-    /// In a hundred cases, how often a claimer soon meets a block that nobody can write.
-    pub spoil_claims: u32,
-    /// In a hundred cases, how often a parent outlives its program.
-    pub parents: u32,
-    /// Longest time before a host starts again.
-    pub restart_max: u64,
-    /// The workload's places.
-    pub setup: SetupOptions,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
-    Crash,
-    CrashAtSubmission,
-    Pause,
-    PauseAtSubmission,
-    Stall,
-    StallHost,
-    Leave,
-    PowerLoss,
-}
-
-const EVENTS: [Event; 8] = [
-    Event::Crash,
-    Event::CrashAtSubmission,
-    Event::Pause,
-    Event::PauseAtSubmission,
-    Event::Stall,
-    Event::StallHost,
-    Event::Leave,
-    Event::PowerLoss,
-];
-
-impl Parameters {
-    /// Draws a run from its seed.
-    pub fn draw(seed: u64, verbose: bool, duration: Option<u64>) -> Parameters {
-        let chance = Chance::stream(seed, "parameters");
-        let hosts = chance.between(1, 4);
-        let workers = chance.between(1, 3);
-        let unit = *chance.pick(&[512, 512, 4096]);
-        let megabytes = *chance.pick(&[128, 256, 256, 512]);
-        let before = if chance.percent(70) { Before::Ghosts(seed) } else { Before::Zeroes };
-        let duration = duration.unwrap_or_else(|| match chance.below(10) {
-            0 => chance.between(120, 300) * SECOND,
-            _ => chance.between(30, 90) * SECOND,
-        });
-        // Of each kind of event some runs see none, some see many.
-        let mut weights = [0; EVENTS.len()];
-        for weight in &mut weights {
-            *weight = *chance.pick(&[0, 1, 1, 4]);
-        }
-        weights[EVENTS.len() - 1] = weights[EVENTS.len() - 1].min(1);
-        let busy = hosts * workers;
-        Parameters {
-            world: WorldOptions {
-                seed,
-                hosts: usize::try_from(hosts).unwrap_or(1),
-                workers: usize::try_from(workers).unwrap_or(1),
-                disk: DiskModel {
-                    unit,
-                    size: megabytes << 20,
-                    before,
-                    latency: Latency::draw(&chance),
-                },
-                verbose,
-            },
-            timing: if chance.percent(70) { Timing::FAST } else { Timing::CALM },
-            rates: if chance.percent(25) { Rates::NONE } else { Rates::draw(&chance) },
-            duration,
-            pace: Pace {
-                think: *chance.pick(&[5, 20, 20, 60]) * busy * MILLISECOND,
-                across: u32::try_from(*chance.pick(&[10, 40, 40, 90])).unwrap_or(40),
-            },
-            event_every: *chance.pick(&[2, 6, 6, 20]) * SECOND,
-            weights,
-            kill_claimers: *chance.pick(&[0, 0, 20, 50]),
-            spoil_claims: *Chance::stream(seed, "spoil").pick(&[0, 0, 10, 40]),
-            parents: *chance.pick(&[0, 50, 100]),
-            restart_max: *chance.pick(&[100, 2_000, 20_000]) * MILLISECOND,
-            setup: SetupOptions { common: 3, common_size: 128 * 1024, arena: 3 },
-        }
-    }
-}
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -152,13 +56,35 @@ pub struct Outcome {
 
 /// Runs one world from its parameters.
 pub fn run(parameters: &Parameters) -> Outcome {
+    run_in(parameters, &World::new(parameters.world.clone()))
+}
+
+/// Runs one world and tells what belongs to its first finding, or to what is asked `about`.
+pub fn tell(parameters: &Parameters, about: &[String]) -> (Outcome, Vec<String>) {
     let world = World::new(parameters.world.clone());
-    let run = Run { world: Rc::clone(&world), parameters };
+    world.trace.story.want();
+    let outcome = run_in(parameters, &world);
+    let mut text = outcome.findings.first().map_or(String::new(), |found| found.what.clone());
+    about.iter().for_each(|about| text.push_str(&format!("; {about}")));
+    let addresses: Vec<u64> = numbers_behind(&text, "file ")
+        .filter_map(|file| Some(world.model.id(file)?.addr.0))
+        .collect();
+    let lines = world.trace.story.tell(&text, &addresses);
+    (outcome, lines)
+}
+
+fn run_in(parameters: &Parameters, world: &Rc<World>) -> Outcome {
+    let run =
+        Run { world: Rc::clone(world), parameters, chain: Rc::default(), is_spared: Rc::default() };
     if run.prepare() {
         let keeping = Rc::new(Keeping::default());
         run.turmoil(&keeping);
-        run.calm(&keeping);
-        run.verdict();
+        if parameters.mode == Mode::BackInTime {
+            run.go_back(&keeping);
+        } else {
+            run.calm(&keeping);
+            run.verdict();
+        }
     }
     let outcome = Outcome {
         findings: world.findings.all(),
@@ -176,6 +102,10 @@ pub fn run(parameters: &Parameters) -> Outcome {
 struct Run<'a> {
     world: Rc<World>,
     parameters: &'a Parameters,
+    /// So many of the next claimers die.
+    chain: Rc<Cell<u32>>,
+    /// No claimer dies while this is set: somebody looks at what a power loss left.
+    is_spared: Rc<Cell<bool>>,
 }
 
 impl Run<'_> {
@@ -187,6 +117,8 @@ impl Run<'_> {
     fn prepare(&self) -> bool {
         let world = &self.world;
         world.pace.set(self.parameters.pace);
+        world.kinds.borrow_mut().clone_from(&self.parameters.kinds);
+        world.has_lies.set(self.parameters.mode == Mode::Lying);
         if !format(world, self.parameters.timing) {
             return false;
         }
@@ -221,10 +153,13 @@ impl Run<'_> {
         let chance = Chance::stream(parameters.world.seed, "schedule");
         let end = world.executor.now() + parameters.duration;
         world.disk.set_rates(parameters.rates);
+        let mut events = 0;
         while world.executor.now() < end && !self.is_over() {
             let pause = chance.around(parameters.event_every).max(MILLISECOND);
             world.run((world.executor.now() + pause).min(end), || false);
-            if world.executor.now() < end && !self.is_over() {
+            let goes_on = world.executor.now() < end && !self.is_over();
+            if goes_on && events < parameters.events_max {
+                events += 1;
                 self.happen(&chance, keeping);
             }
         }
@@ -235,18 +170,27 @@ impl Run<'_> {
         let (percent, spoil) = (self.parameters.kill_claimers, self.parameters.spoil_claims);
         let chance = Chance::stream(self.parameters.world.seed, "spoiled claims");
         let weak = Rc::downgrade(&self.world);
+        let (chain, is_spared) = (Rc::clone(&self.chain), Rc::clone(&self.is_spared));
         self.world.checkers.on_claim(move |claimer| {
             let Some(world) = weak.upgrade() else { return };
             if chance.percent(spoil) {
                 world.disk.spoil(claimer, u32::try_from(chance.between(1, 6)).unwrap_or(1));
             }
-            if world.is_quiet.get() || !world.chance.percent(percent) {
+            let is_next = chain.get() > 0;
+            if is_spared.get()
+                || world.is_quiet.get()
+                || !(world.chance.percent(percent) || is_next)
+            {
                 return;
+            }
+            if is_next {
+                chain.set(chain.get() - 1);
+                world.meet(|met| met.chained_deaths += 1);
             }
             let at = world.executor.now() + world.chance.below(30 * MILLISECOND);
             let inside = Rc::clone(&world);
             world.executor.at(at, move || {
-                if inside.is_alive(claimer) && inside.disk.rates() != Rates::NONE {
+                if inside.is_alive(claimer) && !inside.progress.is_quiet() {
                     inside.meet(|met| met.recoverer_deaths += 1);
                     crash(&inside, claimer);
                 }
@@ -254,53 +198,129 @@ impl Run<'_> {
         });
     }
 
+    /// Draws what happens, and to whom.
     fn happen(&self, chance: &Chance, keeping: &Rc<Keeping>) {
         let world = &self.world;
-        let total: u64 = self.parameters.weights.iter().sum();
-        let mut draw = chance.below(total);
+        let mut draw = chance.below(self.parameters.weights.iter().sum());
         let mut chosen = None;
-        for (event, weight) in EVENTS.into_iter().zip(self.parameters.weights) {
+        for (event, weight) in Event::ALL.into_iter().zip(self.parameters.weights) {
             if draw < weight {
                 chosen = Some(event);
                 break;
             }
             draw -= weight;
         }
+        if self.parameters.mode == Mode::Forgetful && chance.percent(30) {
+            return self.lose_cache();
+        }
         let alive = world.alive();
         let (Some(event), false) = (chosen, alive.is_empty()) else { return };
         let victim = *chance.pick(&alive);
-        let length = match chance.below(4) {
+        match event {
+            Event::Leave => world.program(victim).leave.raise(),
+            Event::PowerLoss => self.lose_power(chance, keeping),
+            Event::Crash => crash(world, victim),
+            Event::CrashChain => {
+                self.chain.set(3);
+                crash(world, victim);
+            }
+            Event::Flap => {
+                keeping.visits.set(u32::try_from(chance.between(2, 6)).unwrap_or(2));
+                world.program(victim).leave.raise();
+            }
+            Event::CrashAtSubmission | Event::PauseAtSubmission => {
+                self.arm(chance, event, victim);
+            }
+            Event::Pause | Event::Stall | Event::StallHost => self.delay(chance, event, victim),
+        }
+    }
+
+    /// How long something does not answer: around the lease, or anything.
+    fn length(&self, chance: &Chance) -> u64 {
+        match chance.below(5) {
             0 => chance.between(1, 4) * SECOND,
             1 => chance.between(3_000, 6_000) * MILLISECOND,
+            2 if self.parameters.tempo == Tempo::Sparse => chance.between(60, 600) * SECOND,
             _ => chance.between(1, 30) * SECOND,
-        };
+        }
+    }
+
+    fn arm(&self, chance: &Chance, event: Event, victim: Owner) {
+        let length = self.length(chance);
         let countdown = u32::try_from(chance.between(1, 12)).unwrap_or(1);
         let kind = *chance.pick(&[None, Some(Request::Compare), Some(Request::Write)]);
-        let inside = Rc::clone(world);
-        match event {
-            Event::Crash => crash(world, victim),
-            Event::CrashAtSubmission => {
-                let delay = chance.below(MILLISECOND);
-                world.disk.arm(victim, countdown, kind, move || {
-                    let at = inside.executor.now() + delay;
-                    let then = Rc::clone(&inside);
-                    inside.executor.at(at, move || crash(&then, victim));
-                });
-            }
-            Event::Pause => world.pause(victim, length),
-            Event::PauseAtSubmission => world.disk.arm(victim, countdown, kind, move || {
+        let delay = chance.below(MILLISECOND);
+        let inside = Rc::clone(&self.world);
+        self.world.disk.arm(victim, countdown, kind, move || {
+            if event == Event::PauseAtSubmission {
                 inside.meet(|met| met.pauses_at_submission += 1);
                 inside.pause(victim, length);
-            }),
+                return;
+            }
+            let at = inside.executor.now() + delay;
+            let then = Rc::clone(&inside);
+            inside.executor.at(at, move || crash(&then, victim));
+        });
+    }
+
+    fn delay(&self, chance: &Chance, event: Event, victim: Owner) {
+        let (world, length) = (&self.world, self.length(chance));
+        match event {
+            Event::Pause => world.pause(victim, length),
             Event::Stall => {
                 world.meet(|met| met.stalls += 1);
                 world.note(Owner::WORLD, "stall", length, "");
                 world.disk.stall(Owner::WORLD, world.executor.now() + length / 2);
             }
-            Event::StallHost => world.disk.stall(victim, world.executor.now() + length),
-            Event::Leave => world.program(victim).leave.raise(),
-            Event::PowerLoss => self.lose_power(chance, keeping),
+            _ => world.disk.stall(victim, world.executor.now() + length),
         }
+    }
+
+    /// The disk forgets what was not durable, and tells nobody. From here on the volume need not
+    /// hold what it held; who may write what is asked as ever.
+    fn lose_cache(&self) {
+        let lost = self.world.disk.lose_cache();
+        self.world.meet(|met| met.cache_losses += u64::from(lost > 0));
+        self.world.findings.only(&["panic", "R1", "R4", "tasks keep"]);
+    }
+
+    /// The disk goes back to an earlier time under hosts that had pulsed since: each must stop.
+    fn go_back(&self, keeping: &Rc<Keeping>) {
+        let world = &self.world;
+        if self.is_over() {
+            return;
+        }
+        let pulses = |owner: &Owner| {
+            let program = world.program(*owner);
+            let volume = program.volume.borrow();
+            volume.as_ref().map(|volume| volume.counters().pulses)
+        };
+        let then: Vec<(Owner, u64)> =
+            world.alive().into_iter().filter_map(|owner| Some((owner, pulses(&owner)?))).collect();
+        let snapshot = world.disk.snapshot();
+        let passed = world.chance.between(1, 60) * SECOND;
+        world.run(world.executor.now() + passed, || false);
+        if self.is_over() {
+            return;
+        }
+        keeping.is_on.set(false);
+        let bound: Vec<Owner> = then
+            .iter()
+            .filter(|(owner, before)| pulses(owner).is_some_and(|now| now > *before))
+            .map(|&(owner, _)| owner)
+            .collect();
+        world.meet(|met| met.returns_in_time += 1);
+        world.findings.only(&["panic", "H5", "tasks keep"]);
+        world.disk.roll_back(snapshot);
+        let all_ended = || !bound.iter().any(|&owner| world.is_alive(owner));
+        world.run(world.executor.now() + RETURN_BOUND, all_ended);
+        for &owner in &bound {
+            if world.is_alive(owner) {
+                world.findings.add(owner, "H5: it lives on a disk that went back in time");
+            }
+        }
+        let ended = bound.iter().filter(|&&owner| !world.is_alive(owner)).count() as u64;
+        world.meet(|met| met.stops_by_return += ended);
     }
 
     /// The power fails; sometimes one host then recovers everything and the volume is walked.
@@ -311,6 +331,7 @@ impl Run<'_> {
         if chance.percent(60) {
             let rates = world.disk.rates();
             world.disk.set_rates(Rates::NONE);
+            self.is_spared.set(true);
             let host = chance.index(self.parameters.world.hosts);
             world.run(world.executor.now() + SECOND, || false);
             recover_alone(world, host);
@@ -318,6 +339,7 @@ impl Run<'_> {
                 walk(world, "after a power loss");
             }
             world.disk.set_rates(rates);
+            self.is_spared.set(false);
         }
         keeping.is_on.set(true);
     }
@@ -348,8 +370,10 @@ impl Run<'_> {
             let what = format!("R14: not all hosts unmount: {:?}", world.progress.list());
             world.findings.add(Owner::WORLD, what);
         }
-        if world.counters().claims_kept > 0 && !self.is_over() {
-            // The last one to keep a claim does not leave by itself.
+        let is_left = world.counters().claims_kept > 0 || self.parameters.tempo == Tempo::Sparse;
+        if is_left && !self.is_over() {
+            // The last one to keep a claim does not leave by itself, and hosts that stay away for
+            // minutes may have left a dead one to nobody.
             recover_alone(world, 0);
         }
     }
@@ -443,7 +467,7 @@ pub fn recover_alone(world: &Rc<World>, host: usize) {
                     return;
                 }
             }
-            inside.executor.sleep(SECOND / 5).await;
+            inside.executor.sleep(SECOND).await;
         }
     });
 }

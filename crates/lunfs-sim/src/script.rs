@@ -53,6 +53,7 @@ impl Sim {
         let disk = DiskModel {
             unit: if seed.is_multiple_of(3) { 4096 } else { 512 },
             size: 256 << 20,
+            writes_through: false,
             before: Before::Ghosts(seed),
             latency: Latency::USUAL,
         };

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use crate::executor::Owner;
+use crate::story::Story;
 
 /// Events kept for the report of a finding.
 const RECENT_MAX: usize = 4_000;
@@ -45,18 +46,26 @@ impl std::fmt::Display for Event {
     }
 }
 
+/// A short text as a number: its length and its first seven letters, which is enough to tell the
+/// few words of a trace apart.
+fn word(text: &str) -> u64 {
+    let letters = text.bytes().take(7);
+    letters.fold(text.len() as u64, |sum, byte| sum << 8 | u64::from(byte))
+}
+
 /// World time for people.
 pub fn seconds(time: u64) -> String {
     format!("{:>4}.{:06}", time / 1_000_000_000, time / 1_000 % 1_000_000)
 }
 
 /// The trace of one run.
-#[derive(Debug)]
 pub struct Trace {
     hash: Cell<u64>,
     events: Cell<u64>,
     verbose: bool,
     recent: RefCell<VecDeque<Event>>,
+    /// What is told of a finding.
+    pub story: Story,
 }
 
 impl Trace {
@@ -67,6 +76,7 @@ impl Trace {
             events: Cell::new(0),
             verbose,
             recent: RefCell::new(VecDeque::new()),
+            story: Story::default(),
         }
     }
 
@@ -79,12 +89,8 @@ impl Trace {
         for value in [event.time, u64::from(event.owner.0), event.at, event.len] {
             self.add(value);
         }
-        for text in [event.what, event.outcome] {
-            self.add(
-                text.bytes()
-                    .fold(FNV_OFFSET, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(FNV_PRIME)),
-            );
-        }
+        self.add(word(event.what));
+        self.add(word(event.outcome));
         self.events.set(self.events.get() + 1);
         if self.verbose {
             eprintln!("{event}");
@@ -98,18 +104,23 @@ impl Trace {
 
     /// Takes up bytes that were written or read.
     pub fn bytes(&self, data: &[u8]) {
-        let mut sum = FNV_OFFSET;
-        for word in data.chunks_exact(8) {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            sum = (sum ^ u64::from_le_bytes(bytes)).wrapping_mul(FNV_PRIME).rotate_left(17);
+        // Eight sums side by side: one after the other they would wait for each other.
+        let mut sums = [FNV_OFFSET; 8];
+        for line in data.chunks_exact(64) {
+            for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(word);
+                *sum = (*sum ^ u64::from_le_bytes(bytes)).wrapping_mul(FNV_PRIME).rotate_left(17);
+            }
         }
-        self.add(sum);
+        sums.into_iter().for_each(|sum| self.add(sum));
     }
 
     /// A line for people, built only if somebody reads it.
     pub fn say(&self, time: u64, owner: Owner, line: impl FnOnce() -> String) {
-        if self.verbose {
+        if self.story.is_wanted() {
+            self.story.work(time, owner, line);
+        } else if self.verbose {
             eprintln!("{} {:>5} -- {}", seconds(time), owner.to_string(), line());
         }
     }

@@ -8,11 +8,14 @@
 mod across;
 pub mod audit;
 mod data;
+pub mod kinds;
 mod naming;
 pub mod setup;
 
+use std::pin::pin;
 use std::rc::Rc;
 
+use futures_util::future::select;
 use lunfs_core::{Error, FileId, FileKind, Kind, New, Volume};
 
 use crate::chance::Chance;
@@ -99,8 +102,9 @@ impl Worker {
             if let Next::Stop = self.step().await {
                 return self.stopped().await;
             }
-            let think = self.chance.around(self.pace.think);
-            self.world.executor.sleep(think).await;
+            let think = self.world.executor.sleep(self.chance.around(self.pace.think));
+            // Who thinks for minutes still leaves when asked.
+            select(pin!(think), pin!(self.program.leave.wait())).await;
         }
         self.program.working.set(self.program.working.get() - 1);
     }
@@ -118,10 +122,7 @@ impl Worker {
         if self.world.model.with_names(self.index, |names| names.depth()) > HISTORY_MAX {
             return self.sync().await;
         }
-        if self.chance.percent(self.pace.across) {
-            return self.look_across().await;
-        }
-        if self.chance.percent(50) { self.change_data().await } else { self.change_names().await }
+        self.act().await
     }
 
     // What every operation needs.
@@ -185,6 +186,8 @@ impl Worker {
         let explained = match error.kind {
             Kind::Stopped => return Next::Stop,
             Kind::Io | Kind::Busy => !self.world.is_quiet.get(),
+            // The device shows wrong things: to say so is what is asked.
+            Kind::Corrupt => self.world.is_lied_to(),
             Kind::NoSpace => true,
             _ => false,
         };

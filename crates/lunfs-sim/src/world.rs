@@ -21,6 +21,7 @@ use crate::met::Met;
 use crate::model::Model;
 use crate::signal::Signal;
 use crate::trace::{Event, Trace};
+use crate::workload::kinds::Kind;
 use crate::workload::{Pace, Places};
 
 /// How a program ended.
@@ -119,6 +120,10 @@ pub struct World {
     pub places: RefCell<Places>,
     /// How busy workers are.
     pub pace: Cell<Pace>,
+    /// What each worker does most.
+    pub kinds: RefCell<Vec<Kind>>,
+    /// The device may show wrong metadata.
+    pub has_lies: Cell<bool>,
     /// Nothing goes wrong any more: every error is a finding.
     pub is_quiet: Cell<bool>,
     /// Workers end after their current operation.
@@ -147,7 +152,7 @@ impl World {
         let chance = Chance::stream(seed, "world");
         let clock_chance = Chance::stream(seed, "clocks");
         let clocks = (0..options.hosts).map(|_| HostClock::draw(&executor, &clock_chance));
-        let checkers = Checkers::new(&findings);
+        let checkers = Checkers::new(&findings, &trace);
         let progress = Progress::new(&executor);
         disk.watch(Rc::clone(&checkers) as Rc<_>);
         Rc::new(World {
@@ -166,11 +171,18 @@ impl World {
             progress,
             places: RefCell::default(),
             pace: Cell::new(Pace { think: 10_000_000, across: 40 }),
+            kinds: RefCell::default(),
+            has_lies: Cell::new(false),
             is_quiet: Cell::new(false),
             is_idle: Cell::new(false),
             down: RefCell::default(),
             options,
         })
+    }
+
+    /// Does the device show wrong metadata, so that an operation may call it corrupt?
+    pub fn is_lied_to(&self) -> bool {
+        self.has_lies.get() && !self.is_quiet.get()
     }
 
     /// Counts something.
@@ -184,6 +196,8 @@ impl World {
     pub fn met(&self) -> Met {
         let mut met = self.met.get();
         met.bytes_checked = self.model.bytes_checked();
+        met.reads_that_lied = self.disk.lies();
+        met.requests = self.disk.requests();
         met
     }
 
@@ -206,6 +220,11 @@ impl World {
     /// An event of the world.
     pub fn note(&self, owner: Owner, what: &'static str, number: u64, outcome: &'static str) {
         let time = self.executor.now();
+        self.trace.story.life(time, owner, || {
+            let host = self.programs.borrow().get(&owner).map(|program| program.host);
+            let host = host.map_or(String::new(), |host| format!(" (host {host})"));
+            format!("{what} {outcome}{host} {number}")
+        });
         self.trace.event(Event { time, owner, what, at: number, len: 0, outcome });
     }
 

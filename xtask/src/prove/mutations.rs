@@ -222,7 +222,7 @@ impl Copy {
             .context("a mutation must compile")?;
         for seed in first..end {
             let mut simulator = Command::new(self.target.join("debug/lunfs-sim"));
-            simulator.args(["--seed", &seed.to_string()]);
+            simulator.args(["--no-shrink", "--seed", &seed.to_string()]);
             if let Some(said) = failure(&mut simulator)? {
                 return Ok(Some(Catch { by: format!("seed {seed}"), said }));
             }

@@ -56,7 +56,11 @@ impl OneWriter {
         view: &View,
     ) -> Result<(), String> {
         let starts_block = landing.at == block.offset();
-        if starts_block && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block) {
+        let is_lock = lunfs_format::kind_of(landing.after) == Some(kind::LOCK);
+        if starts_block
+            && is_lock
+            && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block)
+        {
             self.generation_rises(block, &lock, landing.request)?;
             let before = landing
                 .before
@@ -156,7 +160,7 @@ fn may_use(cluster: &Lock, me: Holder, view: &View) -> bool {
         return holder == me || view.recovers(me, holder);
     }
     let slot = SlotNo(u32::try_from(cluster.payload).unwrap_or(u32::MAX));
-    let claimer = || view.pulse(slot).and_then(|pulse| pulse.claimer);
+    let claimer = || view.life(slot).and_then(|life| life.claimer);
     cluster.object == LockObject::Journal && (slot == me.slot || claimer() == Some(me))
 }
 

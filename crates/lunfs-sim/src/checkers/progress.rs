@@ -62,6 +62,11 @@ impl Progress {
         self.quiet_since.set(is_quiet.then(|| self.executor.now()));
     }
 
+    /// Have faults stopped?
+    pub fn is_quiet(&self) -> bool {
+        self.quiet_since.get().is_some()
+    }
+
     /// An operation that has been under way for too long.
     pub fn overdue(&self) -> Option<(Owner, String)> {
         let quiet = self.quiet_since.get()?;

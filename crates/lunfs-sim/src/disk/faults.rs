@@ -40,6 +40,10 @@ pub struct Rates {
     pub late_answer: u32,
     /// A read fails.
     pub read_failed: u32,
+    /// The blocks of a read are fetched one by one in any order.
+    pub read_scattered: u32,
+    /// A read shows metadata with a flipped bit, or that of another place.
+    pub read_lies: u32,
     /// A plain write ends in doubt.
     pub write_in_doubt: u32,
     /// A flush ends in doubt.
@@ -62,6 +66,8 @@ impl Rates {
         stall: 0,
         late_answer: 0,
         read_failed: 0,
+        read_scattered: 0,
+        read_lies: 0,
         write_in_doubt: 0,
         flush_in_doubt: 0,
         compare_in_doubt: 0,
@@ -82,6 +88,9 @@ impl Rates {
             stall: one(400),
             late_answer: one(300),
             read_failed: one(2_000),
+            read_scattered: one(200_000),
+            // A device that lies is a world of its own.
+            read_lies: 0,
             // Each of these ends a host: a few in a run are enough.
             write_in_doubt: one(120),
             flush_in_doubt: one(200),

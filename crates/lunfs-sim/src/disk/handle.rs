@@ -5,8 +5,10 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 use lunfs_core::env::{Capabilities, Clock, Compared, Disk, Instant, IoError};
 
+use super::SharedDisk;
 use super::faults::Request;
-use super::{Outcome, SharedDisk, Wanted};
+use super::medium::Bytes;
+use super::op::{Outcome, Wanted};
 use crate::clock::HostClock;
 use crate::executor::Owner;
 
@@ -18,12 +20,20 @@ pub struct HostDisk {
     disk: Rc<SharedDisk>,
     owner: Owner,
     clock: HostClock,
+    /// What requests without data carry.
+    nothing: Bytes,
 }
 
 impl HostDisk {
     /// The way of `owner`, whose lease is measured with `clock`.
     pub fn new(disk: &Rc<SharedDisk>, owner: Owner, clock: &HostClock) -> HostDisk {
-        HostDisk { disk: Rc::clone(disk), owner, clock: clock.clone() }
+        let nothing = Rc::new(Vec::new());
+        HostDisk { disk: Rc::clone(disk), owner, clock: clock.clone(), nothing }
+    }
+
+    fn wanted(&self, request: Request, at: u64, len: u64, until: Instant) -> Wanted {
+        let data = Rc::clone(&self.nothing);
+        Wanted { request, at, len, data, expect: None, fua: false, until }
     }
 
     fn submit<T: 'static>(
@@ -43,10 +53,6 @@ impl HostDisk {
     }
 }
 
-fn wanted(request: Request, at: u64, len: u64, until: Instant) -> Wanted {
-    Wanted { request, at, len, data: Rc::from(Vec::new()), expect: None, fua: false, until }
-}
-
 fn done(outcome: Outcome) -> Option<()> {
     matches!(outcome, Outcome::Done).then_some(())
 }
@@ -58,7 +64,7 @@ impl Disk for HostDisk {
     }
 
     fn read(&self, at: u64, len: usize) -> Answer<Vec<u8>> {
-        let wanted = wanted(Request::Read, at, len as u64, Instant::FAR);
+        let wanted = self.wanted(Request::Read, at, len as u64, Instant::FAR);
         self.submit(wanted, |outcome| match outcome {
             Outcome::Data(data) => Some(data),
             Outcome::Done | Outcome::Compared(_) => None,
@@ -66,12 +72,12 @@ impl Disk for HostDisk {
     }
 
     fn write(&self, at: u64, data: Vec<u8>, fua: bool, until: Instant) -> Answer<()> {
-        let wanted = wanted(Request::Write, at, data.len() as u64, until);
-        self.submit(Wanted { data: Rc::from(data), fua, ..wanted }, done)
+        let wanted = self.wanted(Request::Write, at, data.len() as u64, until);
+        self.submit(Wanted { data: Rc::new(data), fua, ..wanted }, done)
     }
 
     fn flush(&self) -> Answer<()> {
-        self.submit(wanted(Request::Flush, 0, 0, Instant::FAR), done)
+        self.submit(self.wanted(Request::Flush, 0, 0, Instant::FAR), done)
     }
 
     fn compare_and_write(
@@ -82,9 +88,8 @@ impl Disk for HostDisk {
         until: Instant,
     ) -> Answer<Compared> {
         assert_eq!(expect.len(), new.len(), "compare-and-write at {at:#x}");
-        let wanted = wanted(Request::Compare, at, new.len() as u64, until);
-        let wanted =
-            Wanted { data: Rc::from(new), expect: Some(Rc::from(expect)), fua: true, ..wanted };
+        let wanted = self.wanted(Request::Compare, at, new.len() as u64, until);
+        let wanted = Wanted { data: Rc::new(new), expect: Some(expect), fua: true, ..wanted };
         self.submit(wanted, |outcome| match outcome {
             Outcome::Compared(compared) => Some(compared),
             Outcome::Done | Outcome::Data(_) => None,
@@ -92,7 +97,7 @@ impl Disk for HostDisk {
     }
 
     fn unmap(&self, at: u64, len: u64, until: Instant) -> Answer<()> {
-        let wanted = wanted(Request::Unmap, at, len, until);
-        self.submit(Wanted { data: self.disk.after_unmap(at, len), ..wanted }, done)
+        let wanted = self.wanted(Request::Unmap, at, len, until);
+        self.submit(Wanted { data: Rc::new(self.disk.after_unmap(at, len)), ..wanted }, done)
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! The unit is the logical block. A write that landed is *visible*. It becomes *durable* by FUA
 //! or by a flush; until then it sits among the *unflushed* versions of its unit, and a power loss
-//! leaves any one of them or the durable one, for each unit on its own.
+//! leaves any one of them or the durable one, for each unit on its own. A medium that writes
+//! through has no unflushed versions: what landed is durable.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -11,7 +12,15 @@ use std::rc::Rc;
 
 use crate::chance::{Chance, mix};
 
-const PAGE: u64 = 4096;
+/// Bytes of a page.
+const PAGE: usize = 4096;
+/// Pages that share one place in the table.
+const CHUNK: usize = 256;
+/// Different pages of what somebody else once stored; a prime, so that they do not line up with
+/// anything of ours.
+const GHOSTS: u64 = 31;
+
+type Page = [u8; PAGE];
 
 /// What lies where nobody has written yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,124 +32,177 @@ pub enum Before {
 }
 
 impl Before {
-    fn fill(self, page: u64, bytes: &mut [u8]) {
+    fn pages(self) -> Vec<Box<Page>> {
         match self {
-            Before::Zeroes => bytes.fill(0),
-            Before::Ghosts(seed) => {
-                let start = mix(seed ^ mix(page));
-                for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-                    word.copy_from_slice(&mix(start.wrapping_add(index as u64)).to_le_bytes());
-                }
-            }
+            Before::Zeroes => vec![Box::new([0; PAGE])],
+            Before::Ghosts(seed) => (0..GHOSTS).map(|number| ghost(seed, number)).collect(),
         }
     }
 }
 
-#[derive(Debug)]
+fn ghost(seed: u64, number: u64) -> Box<Page> {
+    let mut bytes = Box::new([0; PAGE]);
+    let start = mix(seed ^ mix(number));
+    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&mix(start.wrapping_add(index as u64)).to_le_bytes());
+    }
+    bytes
+}
+
+/// Pages are shared between the medium and its snapshots until one of them is written.
+#[derive(Clone, Debug)]
 struct Pages {
-    pages: BTreeMap<u64, Box<[u8; 4096]>>,
-    before: Before,
+    chunks: Vec<Option<Rc<Vec<Option<Rc<Page>>>>>>,
+    before: Rc<Vec<Box<Page>>>,
 }
 
 impl Pages {
-    fn read(&self, at: u64, out: &mut [u8]) {
-        let (page, offset) = (at / PAGE, split(at));
-        if let Some(bytes) = self.pages.get(&page) {
-            out.copy_from_slice(&bytes[offset..offset + out.len()]);
-        } else {
-            let mut bytes = [0; 4096];
-            self.before.fill(page, &mut bytes);
-            out.copy_from_slice(&bytes[offset..offset + out.len()]);
+    fn new(before: Before) -> Pages {
+        Pages { chunks: Vec::new(), before: Rc::new(before.pages()) }
+    }
+
+    fn page(&self, page: usize) -> &Page {
+        let chunk = self.chunks.get(page / CHUNK).and_then(Option::as_ref);
+        match chunk.and_then(|chunk| chunk[page % CHUNK].as_ref()) {
+            Some(bytes) => bytes,
+            None => &self.before[page % self.before.len()],
         }
     }
 
+    fn page_mut(&mut self, page: usize) -> &mut Page {
+        if self.chunks.len() <= page / CHUNK {
+            self.chunks.resize(page / CHUNK + 1, None);
+        }
+        let chunk = self.chunks[page / CHUNK].get_or_insert_with(|| Rc::new(vec![None; CHUNK]));
+        let before = &self.before;
+        let bytes = Rc::make_mut(chunk)[page % CHUNK]
+            .get_or_insert_with(|| Rc::new(*before[page % before.len()]));
+        Rc::make_mut(bytes)
+    }
+
+    /// The bytes from `at` on, `len` of them, page by page.
+    fn parts(&self, at: u64, len: usize) -> impl Iterator<Item = &[u8]> {
+        let (mut at, end) = (index(at), index(at) + len);
+        std::iter::from_fn(move || {
+            let from = at % PAGE;
+            let to = (from + end - at).min(PAGE);
+            let part = (at < end).then(|| &self.page(at / PAGE)[from..to]);
+            at += to - from;
+            part
+        })
+    }
+
     fn write(&mut self, at: u64, data: &[u8]) {
-        let (page, offset) = (at / PAGE, split(at));
-        let before = self.before;
-        let bytes = self.pages.entry(page).or_insert_with(|| {
-            let mut bytes = Box::new([0; 4096]);
-            before.fill(page, &mut bytes[..]);
-            bytes
-        });
-        bytes[offset..offset + data.len()].copy_from_slice(data);
+        let from = index(at) % PAGE;
+        self.page_mut(index(at) / PAGE)[from..from + data.len()].copy_from_slice(data);
     }
 }
 
-fn split(at: u64) -> usize {
-    usize::try_from(at % PAGE).unwrap_or(0)
+fn index(at: u64) -> usize {
+    usize::try_from(at).unwrap_or(usize::MAX)
 }
 
 /// When the write that a version belongs to was answered; shared by all units of the write.
 /// `u64::MAX`: not yet.
 pub type Answered = Rc<Cell<u64>>;
 
-#[derive(Debug)]
+/// Bytes of a write; a version is one unit of them.
+pub type Bytes = Rc<Vec<u8>>;
+
+#[derive(Clone, Debug)]
 struct Version {
-    data: Rc<[u8]>,
+    data: Bytes,
     from: usize,
     answered: Answered,
 }
 
+/// What one unit may still become.
+#[derive(Clone, Debug)]
+struct Unflushed {
+    durable: Rc<[u8]>,
+    versions: Vec<Version>,
+}
+
 /// The medium with its volatile cache.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Medium {
     unit: usize,
+    writes_through: bool,
     visible: Pages,
-    durable: Pages,
-    unflushed: BTreeMap<u64, Vec<Version>>,
+    unflushed: BTreeMap<u64, Unflushed>,
 }
 
 impl Medium {
     /// An unwritten medium with logical blocks of `unit` bytes.
-    pub fn new(unit: usize, before: Before) -> Medium {
-        let pages = || Pages { pages: BTreeMap::new(), before };
-        Medium { unit, visible: pages(), durable: pages(), unflushed: BTreeMap::new() }
+    pub fn new(unit: usize, before: Before, writes_through: bool) -> Medium {
+        let visible = Pages::new(before);
+        Medium { unit, writes_through, visible, unflushed: BTreeMap::new() }
     }
 
     fn offset(&self, unit: u64) -> u64 {
         unit * self.unit as u64
     }
 
-    /// What a read of one unit sees now.
+    /// What a read of the units from `unit` on sees now.
     pub fn read(&self, unit: u64, out: &mut [u8]) {
-        self.visible.read(self.offset(unit), out);
+        let mut done = 0;
+        for part in self.visible.parts(self.offset(unit), out.len()) {
+            out[done..done + part.len()].copy_from_slice(part);
+            done += part.len();
+        }
+    }
+
+    /// The same, as new bytes.
+    pub fn bytes(&self, unit: u64, len: usize) -> Vec<u8> {
+        self.range(self.offset(unit), len)
+    }
+
+    /// What lies at a byte offset, `len` bytes of it.
+    pub fn range(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(len);
+        for part in self.visible.parts(at, len) {
+            out.extend_from_slice(part);
+        }
+        out
+    }
+
+    /// One unit as it is now.
+    pub fn unit(&self, unit: u64) -> &[u8] {
+        let at = index(self.offset(unit));
+        &self.visible.page(at / PAGE)[at % PAGE..at % PAGE + self.unit]
     }
 
     /// One unit of a write lands: visible, not yet durable.
-    pub fn land(&mut self, unit: u64, data: &Rc<[u8]>, from: usize, answered: &Answered) {
+    pub fn land(&mut self, unit: u64, data: &Bytes, from: usize, answered: &Answered) {
         let at = self.offset(unit);
+        if !self.writes_through {
+            let version = Version { data: Rc::clone(data), from, answered: Rc::clone(answered) };
+            match self.unflushed.get_mut(&unit) {
+                Some(known) => known.versions.push(version),
+                None => {
+                    let durable = Rc::from(self.unit(unit));
+                    self.unflushed.insert(unit, Unflushed { durable, versions: vec![version] });
+                }
+            }
+        }
         self.visible.write(at, &data[from..from + self.unit]);
-        self.unflushed.entry(unit).or_default().push(Version {
-            data: Rc::clone(data),
-            from,
-            answered: Rc::clone(answered),
-        });
     }
 
     /// Makes the newest version of `unit` that belongs to this write durable, if it still counts.
     pub fn harden(&mut self, unit: u64, write: &Answered) {
-        self.promote(unit, |version| Rc::ptr_eq(&version.answered, write));
+        let size = self.unit;
+        if let Some(known) = self.unflushed.get_mut(&unit)
+            && !known.promote(size, |version| Rc::ptr_eq(&version.answered, write))
+        {
+            self.unflushed.remove(&unit);
+        }
     }
 
     /// A flush that was called at `called` ends: what was answered before then is durable.
     pub fn flush(&mut self, called: u64) {
-        let units: Vec<u64> = self.unflushed.keys().copied().collect();
-        for unit in units {
-            self.promote(unit, |version| version.answered.get() <= called);
-        }
-    }
-
-    fn promote(&mut self, unit: u64, counts: impl Fn(&Version) -> bool) {
-        let at = self.offset(unit);
-        let Some(versions) = self.unflushed.get_mut(&unit) else { return };
-        if let Some(newest) = versions.iter().rposition(counts) {
-            let version = &versions[newest];
-            self.durable.write(at, &version.data[version.from..version.from + self.unit]);
-            versions.drain(..=newest);
-        }
-        if versions.is_empty() {
-            self.unflushed.remove(&unit);
-        }
+        let size = self.unit;
+        self.unflushed
+            .retain(|_, known| known.promote(size, |version| version.answered.get() <= called));
     }
 
     /// Units that a power loss could change.
@@ -152,23 +214,34 @@ impl Medium {
     /// hundred) or the durable one. Returns how many units lost something.
     pub fn lose_power(&mut self, chance: &Chance, percent: u32) -> u64 {
         let mut lost = 0;
-        for (unit, versions) in std::mem::take(&mut self.unflushed) {
-            let at = unit * self.unit as u64;
+        for (unit, Unflushed { durable, versions }) in std::mem::take(&mut self.unflushed) {
+            let at = self.offset(unit);
             if chance.percent(percent) {
                 let survivor = chance.index(versions.len());
                 lost += u64::from(survivor + 1 < versions.len());
                 let version = &versions[survivor];
                 let data = &version.data[version.from..version.from + self.unit];
-                self.durable.write(at, data);
                 self.visible.write(at, data);
             } else {
                 lost += 1;
-                let mut data = vec![0; self.unit];
-                self.durable.read(at, &mut data);
-                self.visible.write(at, &data);
+                self.visible.write(at, &durable);
             }
         }
         lost
+    }
+}
+
+impl Unflushed {
+    /// Makes the newest version that counts durable; `false`: nothing is left that is not.
+    fn promote(&mut self, unit: usize, counts: impl Fn(&Version) -> bool) -> bool {
+        let Some(newest) = self.versions.iter().rposition(counts) else { return true };
+        if newest + 1 == self.versions.len() {
+            return false;
+        }
+        let version = &self.versions[newest];
+        self.durable = Rc::from(&version.data[version.from..version.from + unit]);
+        self.versions.drain(..=newest);
+        true
     }
 }
 
@@ -176,8 +249,8 @@ impl Medium {
 mod tests {
     use super::*;
 
-    fn bytes(value: u8) -> Rc<[u8]> {
-        Rc::from(vec![value; 512])
+    fn bytes(value: u8) -> Bytes {
+        Rc::new(vec![value; 512])
     }
 
     fn answered(at: u64) -> Answered {
@@ -193,7 +266,7 @@ mod tests {
 
     #[test]
     fn what_is_not_flushed_may_be_lost() {
-        let mut medium = Medium::new(512, Before::Zeroes);
+        let mut medium = Medium::new(512, Before::Zeroes, false);
         medium.land(3, &bytes(1), 0, &answered(10));
         medium.flush(10);
         medium.land(3, &bytes(2), 0, &answered(20));
@@ -204,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_flush_covers_only_what_was_answered_before_it_was_called() {
-        let mut medium = Medium::new(512, Before::Zeroes);
+        let mut medium = Medium::new(512, Before::Zeroes, false);
         medium.land(1, &bytes(1), 0, &answered(10));
         medium.land(1, &bytes(2), 0, &answered(30));
         medium.flush(20);
@@ -215,7 +288,7 @@ mod tests {
 
     #[test]
     fn hardening_one_write_settles_all_older_ones() {
-        let mut medium = Medium::new(512, Before::Zeroes);
+        let mut medium = Medium::new(512, Before::Zeroes, false);
         let (old, fua) = (answered(u64::MAX), answered(u64::MAX));
         medium.land(1, &bytes(1), 0, &old);
         medium.land(1, &bytes(2), 0, &fua);
@@ -227,8 +300,8 @@ mod tests {
 
     #[test]
     fn each_unit_survives_on_its_own() {
-        let mut medium = Medium::new(512, Before::Zeroes);
-        let data: Rc<[u8]> = Rc::from(vec![7; 512 * 64]);
+        let mut medium = Medium::new(512, Before::Zeroes, false);
+        let data: Bytes = Rc::new(vec![7; 512 * 64]);
         for unit in 0..64_u32 {
             medium.land(unit.into(), &data, 512 * unit as usize, &answered(1));
         }
@@ -239,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_used_disk_is_full_of_ghosts() {
-        let medium = Medium::new(4096, Before::Ghosts(5));
+        let medium = Medium::new(4096, Before::Ghosts(5), false);
         let (mut a, mut b) = ([0; 4096], [0; 4096]);
         medium.read(1, &mut a);
         medium.read(2, &mut b);

@@ -1,10 +1,18 @@
 //! When what happens to one request.
 
+use std::ops::Range;
+
 use super::faults::{Fate, Latency, MILLISECOND, Rates, Request, SECOND, Truth};
 use crate::chance::Chance;
 
 /// A request with more blocks is touched in this many portions at most.
 const PORTIONS_MAX: u64 = 5;
+/// Portions of a read whose blocks are fetched in any order, each at a moment of its own.
+const SCATTERED_MAX: u64 = 16;
+/// A request with more blocks is scattered in runs, so that no more pieces than this come of it.
+const PIECES_MAX: u32 = 64;
+/// Blocks from which on a request is mostly touched in one moment.
+const LARGE: u32 = 256;
 /// How long after an answer in doubt a request may still be done.
 const LATE_MAX: u64 = 8 * SECOND;
 
@@ -19,11 +27,20 @@ pub enum Verdict {
     Failed,
 }
 
+/// Blocks of a request, counted from its first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// All of them.
+    All,
+    /// These, in ascending runs.
+    Some(Vec<Range<u32>>),
+}
+
 /// One moment in the life of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// These blocks are read, written or compared.
-    Touch(Vec<u32>),
+    Touch(Units),
     /// What was written is durable.
     Harden,
     /// The program gets its answer.
@@ -31,6 +48,9 @@ pub enum Step {
     /// The last trace of a dead program's request is gone.
     Gone,
 }
+
+/// The moments of one request.
+pub type Steps = Vec<(u64, Step)>;
 
 /// What the plan depends on.
 #[derive(Clone, Copy, Debug)]
@@ -45,39 +65,71 @@ pub struct Timing {
     pub rates: Rates,
 }
 
-/// Blocks in portions, each at a moment of its own between `from` and `to`.
-fn touches(units: &[u32], from: u64, to: u64, chance: &Chance) -> Vec<(u64, Step)> {
-    if units.is_empty() {
-        return Vec::new();
-    }
-    let count = chance.between(1, PORTIONS_MAX.min(units.len() as u64));
-    let mut portions = vec![Vec::new(); usize::try_from(count).unwrap_or(1)];
-    if chance.percent(50) {
-        let each = units.len().div_ceil(portions.len());
-        for (portion, part) in portions.iter_mut().zip(units.chunks(each)) {
-            portion.extend_from_slice(part);
-        }
-    } else {
-        for &unit in units {
-            portions[chance.index(usize::try_from(count).unwrap_or(1))].push(unit);
-        }
-    }
-    portions
-        .into_iter()
-        .filter(|portion| !portion.is_empty())
-        .map(|portion| (chance.between(from, to), Step::Touch(portion)))
-        .collect()
+/// When something is done: at moments between two.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    from: u64,
+    to: u64,
+    portions: u64,
 }
 
-/// Plans a request.
+/// Blocks in portions, each at a moment of its own. `only`: not all of the `count` blocks.
+fn touches(steps: &mut Steps, count: u32, only: Option<&[u32]>, window: Window, chance: &Chance) {
+    let len = only.map_or(count, |only| u32::try_from(only.len()).unwrap_or(u32::MAX));
+    if len == 0 {
+        return;
+    }
+    let portions = chance.between(1, window.portions.min(u64::from(len)));
+    let when = || chance.between(window.from, window.to);
+    if portions == 1 {
+        let units = only.map_or(Units::All, |only| Units::Some(runs(only.iter().copied())));
+        steps.push((when(), Step::Touch(units)));
+        return;
+    }
+    let place = |index: u32| only.map_or(index, |only| only[index as usize]);
+    let mut push = |indices: Vec<u32>| {
+        if !indices.is_empty() {
+            let units = Units::Some(runs(indices.into_iter().map(place)));
+            steps.push((when(), Step::Touch(units)));
+        }
+    };
+    if chance.percent(50) {
+        let each = len.div_ceil(u32::try_from(portions).unwrap_or(1));
+        for first in (0..len).step_by(each as usize) {
+            push((first..len.min(first + each)).collect());
+        }
+        return;
+    }
+    let piece = len.div_ceil(PIECES_MAX);
+    let mut scattered = vec![Vec::new(); usize::try_from(portions).unwrap_or(1)];
+    for first in (0..len).step_by(piece as usize) {
+        let to = chance.index(scattered.len());
+        scattered[to].extend(first..len.min(first + piece));
+    }
+    scattered.into_iter().for_each(push);
+}
+
+/// Ascending numbers as runs.
+fn runs(units: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for unit in units {
+        match runs.last_mut() {
+            Some(last) if last.end == unit => last.end += 1,
+            _ => runs.push(unit..unit + 1),
+        }
+    }
+    runs
+}
+
+/// Plans a request of `count` blocks.
 pub fn plan(
     request: Request,
-    units: &[u32],
+    count: u32,
     fua: bool,
     fate: Fate,
     timing: Timing,
     chance: &Chance,
-) -> Vec<(u64, Step)> {
+) -> Steps {
     let Timing { now, start, latency, rates } = timing;
     let stall = if chance.hits(rates.stall) { chance.between(SECOND / 10, 6 * SECOND) } else { 0 };
     // Of a stalled request the stall comes before it is done, or between that and its answer.
@@ -89,22 +141,30 @@ pub fn plan(
         Fate::InDoubt(_) => done.max(now + chance.between(SECOND, 8 * SECOND)),
         Fate::Usual | Fate::Doubled | Fate::Failed => done + after,
     };
-    let units: &[u32] = if request == Request::Compare { &[0] } else { units };
-    let mut steps = match fate {
+    let is_scattered = request == Request::Read && chance.hits(rates.read_scattered);
+    let portions = match count {
+        _ if is_scattered => SCATTERED_MAX,
+        // Copying megabytes in pieces is what a run would mostly do.
+        LARGE.. if !chance.percent(20) => 1,
+        _ => PORTIONS_MAX,
+    };
+    let window = Window { from, to: done, portions };
+    let mut steps = Vec::with_capacity(4);
+    match fate {
         Fate::Usual | Fate::LateAnswer | Fate::InDoubt(Truth::Early) => {
-            touches(units, from, done, chance)
+            touches(&mut steps, count, None, window, chance);
         }
         Fate::Doubled => {
-            let mut steps = touches(units, from, done, chance);
-            steps.extend(touches(units, from, answer, chance));
-            steps
+            touches(&mut steps, count, None, window, chance);
+            touches(&mut steps, count, None, Window { to: answer, ..window }, chance);
         }
         Fate::InDoubt(Truth::Late) => {
-            let some = some_of(units, chance);
-            touches(&some, answer, answer + chance.below(LATE_MAX), chance)
+            let some = some_of(0..count, chance);
+            let late = Window { from: answer, to: answer + chance.below(LATE_MAX), portions };
+            touches(&mut steps, count, Some(&some), late, chance);
         }
-        Fate::Failed | Fate::InDoubt(Truth::Never) => Vec::new(),
-    };
+        Fate::Failed | Fate::InDoubt(Truth::Never) => {}
+    }
     let landed = steps.iter().map(|&(at, _)| at).max().unwrap_or(done);
     if fua && !steps.is_empty() {
         steps.push((chance.between(landed, landed.max(answer)), Step::Harden));
@@ -120,23 +180,53 @@ pub fn plan(
     steps
 }
 
-fn some_of(units: &[u32], chance: &Chance) -> Vec<u32> {
+fn some_of(units: impl Iterator<Item = u32>, chance: &Chance) -> Vec<u32> {
     if chance.percent(50) {
-        return units.to_vec();
+        return units.collect();
     }
-    units.iter().copied().filter(|_| chance.percent(50)).collect()
+    units.filter(|_| chance.percent(50)).collect()
 }
 
 /// What a request of a dead program still does: all, some or none of what it had not done yet.
-pub fn last_steps(units: &[u32], now: u64, drained: u64, chance: &Chance) -> Vec<(u64, Step)> {
+pub fn last_steps(units: &[u32], now: u64, drained: u64, chance: &Chance) -> Steps {
     let left = match chance.below(3) {
         0 => Vec::new(),
         1 => units.to_vec(),
-        _ => some_of(units, chance),
+        _ => some_of(units.iter().copied(), chance),
     };
     let end = drained.max(now + MILLISECOND);
-    let mut steps = touches(&left, now, end, chance);
+    let mut steps = Vec::new();
+    let window = Window { from: now, to: end, portions: PORTIONS_MAX };
+    touches(&mut steps, 0, Some(&left), window, chance);
     steps.sort_by_key(|&(at, _)| at);
     steps.push((end, Step::Gone));
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice::from_ref;
+
+    use super::*;
+
+    #[test]
+    fn a_request_touches_each_of_its_blocks_once() {
+        for seed in 0..500 {
+            let chance = Chance::new(seed);
+            let count = u32::try_from(chance.between(1, 300)).unwrap_or(1);
+            let rates = Rates { read_scattered: 500_000, ..Rates::NONE };
+            let timing = Timing { now: 5, start: 5, latency: Latency::USUAL, rates };
+            let steps = plan(Request::Read, count, false, Fate::Usual, timing, &chance);
+            let mut touched = vec![0; count as usize];
+            for (at, step) in &steps {
+                let Step::Touch(units) = step else { continue };
+                assert!(*at >= 5);
+                let all = 0..count;
+                let runs = if let Units::Some(runs) = units { &runs[..] } else { from_ref(&all) };
+                runs.iter().cloned().flatten().for_each(|unit| touched[unit as usize] += 1);
+            }
+            assert!(touched.iter().all(|&times| times == 1), "{touched:?}");
+            assert!(matches!(steps.last(), Some((_, Step::Answer(Verdict::Truth)))));
+        }
+    }
 }

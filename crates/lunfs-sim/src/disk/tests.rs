@@ -17,8 +17,13 @@ impl Bench {
     fn new(seed: u64) -> Bench {
         let executor = Executor::new(Chance::new(seed));
         let trace = Rc::new(Trace::new(false));
-        let model =
-            Model { unit: 512, size: 1 << 30, before: Before::Zeroes, latency: Latency::USUAL };
+        let model = Model {
+            unit: 512,
+            size: 1 << 30,
+            writes_through: false,
+            before: Before::Zeroes,
+            latency: Latency::USUAL,
+        };
         let disk = SharedDisk::new(&executor, &trace, Chance::new(seed ^ 1), model);
         Bench { executor, disk }
     }

@@ -39,7 +39,7 @@ pub struct Landing<'a> {
     pub request: Request,
     /// Where, in bytes.
     pub at: u64,
-    /// What was there, if it was compared or is metadata.
+    /// What was there, if it was compared; its first record, if it is metadata.
     pub before: Option<&'a [u8]>,
     /// What is there now.
     pub after: &'a [u8],
@@ -49,6 +49,6 @@ pub struct Landing<'a> {
 pub trait Watch {
     /// A request was submitted.
     fn submitted(&self, submission: &Submission<'_>);
-    /// A block changed.
-    fn landed(&self, landing: &Landing<'_>);
+    /// Blocks of one request changed, all in this moment.
+    fn landed(&self, landings: &[Landing<'_>]);
 }

@@ -3,6 +3,7 @@
 //! A write fills each 512-byte sector of a file with its file, its place and its number, so that
 //! every sector that is read can be traced to the write that made it, or to none.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::chance::mix;
@@ -29,9 +30,12 @@ pub enum Content {
 pub fn sector(file: u64, sector: u64, write: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
     let head = [MAGIC, file, sector, write];
-    let start = mix(file ^ mix(sector ^ mix(write)));
+    let start = mix(file ^ mix(sector ^ mix(write))) | 1;
     for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-        let value = head.get(index).copied().unwrap_or_else(|| mix(start ^ index as u64));
+        let value = start.wrapping_mul(2 * index as u64 + 1);
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    for (word, value) in bytes.chunks_exact_mut(8).zip(head) {
         word.copy_from_slice(&value.to_le_bytes());
     }
     bytes
@@ -39,17 +43,38 @@ pub fn sector(file: u64, sector: u64, write: u64) -> [u8; SECTOR] {
 
 /// The bytes from `at` on, `len` of them, as write `write` fills them.
 pub fn fill(file: u64, at: u64, len: usize, write: u64) -> Vec<u8> {
-    let first = at / SECTOR as u64;
-    let skip = usize::try_from(at % SECTOR as u64).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(skip + len + SECTOR);
-    let mut number = first;
-    while bytes.len() < skip + len {
-        bytes.extend_from_slice(&sector(file, number, write));
-        number += 1;
-    }
-    bytes.truncate(skip + len);
-    bytes.drain(..skip);
+    let mut bytes = Vec::with_capacity(len);
+    each_sector(at, len, |number, range| {
+        bytes.extend_from_slice(&sector(file, number, write)[range]);
+        true
+    });
     bytes
+}
+
+/// The sectors of a range: calls `see` with the number of each and the part of it, until `false`.
+fn each_sector(at: u64, len: usize, mut see: impl FnMut(u64, Range<usize>) -> bool) -> bool {
+    let end = at + len as u64;
+    let mut at = at;
+    while at < end {
+        let (number, from) = (at / SECTOR as u64, at % SECTOR as u64);
+        let to = (from + end - at).min(SECTOR as u64);
+        let part = |at: u64| usize::try_from(at).unwrap_or(0);
+        if !see(number, part(from)..part(to)) {
+            return false;
+        }
+        at += to - from;
+    }
+    true
+}
+
+/// Are these the bytes from `at` on as write `write` fills them?
+fn is_filled(file: u64, at: u64, bytes: &[u8], write: u64) -> bool {
+    let mut rest = bytes;
+    each_sector(at, bytes.len(), |number, range| {
+        let (part, behind) = rest.split_at(range.len());
+        rest = behind;
+        sector(file, number, write)[range] == *part
+    })
 }
 
 /// The file that a whole tagged sector belongs to.
@@ -91,11 +116,23 @@ impl Content {
         }
     }
 
+    /// Are these the bytes of `range` of block `block` of file `file`?
+    pub fn matches(&self, (file, block): (u64, u64), range: Range<usize>, bytes: &[u8]) -> bool {
+        match self {
+            Content::Zero => bytes.len() == range.len() && bytes.iter().all(|&byte| byte == 0),
+            Content::Tagged(write) => {
+                let at = block * BLOCK as u64 + range.start as u64;
+                bytes.len() == range.len() && is_filled(file, at, bytes, *write)
+            }
+            Content::Mixed(all) => all[range] == *bytes,
+        }
+    }
+
     /// This content with `change` applied to `range` of the block.
     pub fn with(
         &self,
         (file, block): (u64, u64),
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         write: Option<u64>,
     ) -> Content {
         if range == (0..BLOCK) {
@@ -126,6 +163,10 @@ mod tests {
         let whole = fill(3, 0, 3 * BLOCK, 9);
         assert_eq!(fill(3, 1000, 5000, 9), whole[1000..6000]);
         assert_eq!(Content::Tagged(9).bytes(3, 1), whole[BLOCK..2 * BLOCK]);
+        let part = 700..2_000;
+        let bytes = &whole[BLOCK + part.start..BLOCK + part.end];
+        assert!(Content::Tagged(9).matches((3, 1), part.clone(), bytes));
+        assert!(!Content::Tagged(8).matches((3, 1), part, bytes));
     }
 
     #[test]

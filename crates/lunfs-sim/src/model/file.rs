@@ -46,6 +46,8 @@ pub struct FileModel {
     /// part.
     pub in_doubt: bool,
     next_write: u64,
+    /// All changes are durable: there is nothing to harden.
+    is_still: bool,
     size: Register<u64>,
     blocks: BTreeMap<u64, Register<Content>>,
 }
@@ -70,6 +72,7 @@ impl FileModel {
             is_going: false,
             in_doubt: false,
             next_write: 1,
+            is_still: true,
             size: Register::new(0),
             blocks: BTreeMap::new(),
         }
@@ -88,6 +91,7 @@ impl FileModel {
 
     /// A change is called; `write` is the number of its tags.
     pub fn begin(&mut self, change: &Change, write: u64, by: Owner, tick: u64) -> Pending {
+        self.is_still = false;
         let old_size = self.size();
         let mut pending = Pending { by, begun: tick, size: None, blocks: Vec::new() };
         let (range, tag) = match change {
@@ -158,10 +162,16 @@ impl FileModel {
 
     /// What `by` had acknowledged before `tick` is durable.
     pub fn harden(&mut self, by: Owner, tick: u64, deaths: &dyn Deaths) {
+        if self.is_still {
+            return;
+        }
         self.size.harden(by, tick, deaths);
+        let mut is_still = self.size.is_still();
         for register in self.blocks.values_mut() {
             register.harden(by, tick, deaths);
+            is_still &= register.is_still();
         }
+        self.is_still = is_still;
     }
 
     /// A look found this size.
@@ -172,6 +182,7 @@ impl FileModel {
         span: Span,
         deaths: &dyn Deaths,
     ) -> Result<(), String> {
+        self.is_still = false;
         let allowed = self.size.allowed(span.0, deaths);
         let seen: Vec<ChangeNo> =
             allowed.iter().filter(|(_, size)| **size == found).map(|(change, _)| *change).collect();
@@ -202,6 +213,7 @@ impl FileModel {
         span: Span,
         deaths: &dyn Deaths,
     ) -> Result<(), String> {
+        self.is_still = false;
         self.check_length(at, wanted, found.len(), span, deaths)?;
         let range = at..at + found.len() as u64;
         for block in blocks_of(&range) {
@@ -251,14 +263,10 @@ impl FileModel {
         let Some(register) = self.blocks.get_mut(&block) else {
             return zeroes_only(number, block, &part, bytes);
         };
-        let allowed: Vec<(ChangeNo, Vec<u8>)> = register
-            .allowed(span.0, deaths)
-            .into_iter()
-            .map(|(change, content)| (change, content.bytes(number, block)))
-            .collect();
+        let allowed = register.allowed(span.0, deaths);
         let seen: Vec<ChangeNo> = allowed
             .iter()
-            .filter(|(_, content)| content[part.clone()] == *bytes)
+            .filter(|(_, content)| content.matches((number, block), part.clone(), bytes))
             .map(|(change, _)| *change)
             .collect();
         let whole = part == (0..BLOCK);
@@ -268,15 +276,17 @@ impl FileModel {
             }
             return Ok(());
         }
+        let allowed: Vec<Vec<u8>> =
+            allowed.into_iter().map(|(_, content)| content.bytes(number, block)).collect();
         let mut start = part.start;
         while start < part.end {
             let end = (start / SECTOR + 1) * SECTOR;
             let end = end.min(part.end);
             let sector = &bytes[start - part.start..end - part.start];
-            if !allowed.iter().any(|(_, content)| content[start..end] == *sector) {
+            if !allowed.iter().any(|content| content[start..end] == *sector) {
                 let options: Vec<String> = allowed
                     .iter()
-                    .map(|(_, content)| describe(&content[start / SECTOR * SECTOR..][..SECTOR]))
+                    .map(|content| describe(&content[start / SECTOR * SECTOR..][..SECTOR]))
                     .collect();
                 return Err(format!(
                     "file {number} block {block} bytes {start}..{end}: found {}; allowed: \
@@ -302,6 +312,7 @@ impl FileModel {
         span: Span,
         deaths: &dyn Deaths,
     ) {
+        self.is_still = false;
         let end = size / BLOCK as u64;
         for (&block, register) in self.blocks.range_mut(end..) {
             let is_sure = register.allowed(span.0, deaths).len() == 1;

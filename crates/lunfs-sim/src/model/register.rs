@@ -146,7 +146,15 @@ impl<V: Clone + PartialEq> Register<V> {
         self.harden_if(|change| change.by == by && change.mark <= mark, deaths);
     }
 
+    /// Is there one durable change and no other?
+    pub fn is_still(&self) -> bool {
+        matches!(&self.changes[..], [only] if only.durable && only.gone.is_none())
+    }
+
     fn harden_if(&mut self, counts: impl Fn(&Change<V>) -> bool, deaths: &dyn Deaths) {
+        if self.is_still() {
+            return;
+        }
         for change in &mut self.changes {
             if change.acknowledged && counts(change) {
                 change.durable = true;

@@ -1,16 +1,21 @@
 //! Operations on what other hosts use too.
 
+use std::collections::BTreeMap;
+
 use lunfs_core::{Attr, DirEntry, FileId, FileKind, Kind, RenameMode, Result, SetAttr};
 
 use super::naming::new;
 use super::{Next, Worker};
 use crate::model::content::{BLOCK, fill};
 use crate::model::file::Change;
+use crate::model::linear::{Said, Wish};
 use crate::model::names::{NodeKind, name};
 use crate::model::shared_prefix;
 
 /// Entries asked for at once.
 const PAGE: usize = 40;
+/// Names that everybody makes and removes.
+const COMMON_NAMES: u64 = 3;
 /// What may refuse an operation where everybody does anything.
 const ARENA_REFUSALS: [Kind; 8] = [
     Kind::NotFound,
@@ -31,9 +36,10 @@ impl Worker {
             50..58 => self.fsync_common().await,
             58..74 => self.look_at_shared().await,
             74..80 => self.list_shared().await,
-            80..96 => self.play().await,
-            96..98 => self.sync().await,
-            _ => self.ask().await,
+            80..88 => self.play().await,
+            88..96 => self.compete().await,
+            98 if self.chance.percent(20) => self.ask().await,
+            _ => self.sync().await,
         }
     }
 
@@ -184,15 +190,16 @@ impl Worker {
             Ok(entries) => entries,
             Err(error) => return self.trouble("readdir", &error),
         };
+        // A name that is removed and made again while the pages are read may show twice.
+        let ids: BTreeMap<&[u8], FileId> =
+            entries.iter().map(|entry| (&entry.name[..], entry.id)).collect();
         for wanted in self.world.model.shared_names() {
-            let named = entries.iter().filter(|entry| text(&entry.name) == wanted);
-            let ids: Vec<FileId> = named.map(|entry| entry.id).collect();
-            // A name that is removed and made again while the pages are read may show twice.
-            self.world.model.check_shared(&wanted, ids.last().copied(), self.owner, look.from);
+            let id = ids.get(wanted.as_bytes()).copied();
+            self.world.model.check_shared(&wanted, id, self.owner, look.from);
         }
         let own = shared_prefix(self.index);
         let tree = self.tree();
-        for entry in entries.iter().filter(|entry| text(&entry.name).starts_with(&own)) {
+        for entry in entries.iter().filter(|entry| entry.name.starts_with(own.as_bytes())) {
             let path = format!("s/{}", text(&entry.name));
             let kind = tree.nodes.get(&path).map(|node| match node.kind {
                 NodeKind::File => FileKind::File,
@@ -201,6 +208,46 @@ impl Worker {
             });
             self.expect(&path, "kind", Some(entry.kind), kind);
         }
+        self.done()
+    }
+
+    /// A name that everybody makes, removes and looks at: the answers must have an order.
+    async fn compete(&self) -> Next {
+        let Some(&dir) = self.places.arena.last() else { return Next::Go };
+        let name = format!("r{}", self.chance.below(COMMON_NAMES));
+        let wish = *self.chance.pick(&[Wish::Make, Wish::Remove, Wish::Look, Wish::Look]);
+        let (model, bytes) = (&self.world.model, name.as_bytes());
+        let call = model.with_common_name(&name, |linear| linear.call(self.owner, wish));
+        self.say(|| format!("worker {} calls {wish:?} of {name:?}", self.index));
+        let step = self.world.progress.begin(self.owner, "compete");
+        let answer = match wish {
+            Wish::Make => {
+                let made = self.volume.create(dir, bytes, new(FileKind::File, &[])).await;
+                made.map(|attr| Said::Made(attr.id))
+            }
+            Wish::Remove => self.volume.unlink(dir, bytes).await.map(|()| Said::Removed),
+            Wish::Look => self.volume.lookup(dir, bytes).await.map(|attr| Said::Found(attr.id)),
+        };
+        drop(step);
+        let said = match (&answer, wish) {
+            (Ok(said), _) => *said,
+            (Err(error), Wish::Make) if error.kind == Kind::Exists => Said::Exists,
+            (Err(error), Wish::Remove | Wish::Look) if error.kind == Kind::NotFound => {
+                Said::Missing
+            }
+            (Err(error), Wish::Look) if error.kind == Kind::Stale => {
+                // It was taken away during the look.
+                model.with_common_name(&name, |linear| linear.fail(call));
+                return Next::Go;
+            }
+            (Err(error), _) => {
+                model.with_common_name(&name, |linear| linear.fail(call));
+                return self.trouble("compete", error);
+            }
+        };
+        self.say(|| format!("worker {} is told {said:?} of {name:?}", self.index));
+        model.check_common_name(&name, call, said, self.owner);
+        self.world.meet(|met| met.competitions += 1);
         self.done()
     }
 

@@ -162,10 +162,10 @@ impl Worker {
         let own = shared_prefix(self.index);
         while let Some((directory, id)) = open.pop() {
             for entry in self.entries(id).await? {
-                let base = String::from_utf8_lossy(&entry.name).into_owned();
-                if directory == "s" && !base.starts_with(&own) {
+                if directory == "s" && !entry.name.starts_with(own.as_bytes()) {
                     continue;
                 }
+                let base = String::from_utf8_lossy(&entry.name).into_owned();
                 let path = format!("{directory}/{base}");
                 let found = self.found(&path, id, &entry.name, &mut picture).await?;
                 if found.kind == NodeKind::Directory {

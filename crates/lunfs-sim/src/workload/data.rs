@@ -7,6 +7,8 @@ use crate::model::content::{BLOCK, fill};
 use crate::model::file::Change;
 
 const BLOCK_: u64 = BLOCK as u64;
+/// Largest file with holes.
+const SPARSE_MAX: u64 = 12 << 20;
 
 impl Worker {
     pub(super) async fn change_data(&self) -> Next {
@@ -49,6 +51,44 @@ impl Worker {
         self.bytes("write", number, &change, async |write| {
             let len = usize::try_from(range.end - range.start).unwrap_or(0);
             self.volume.write(id, range.start, fill(number, range.start, len, write)).await
+        })
+        .await
+    }
+
+    /// At the end, wherever that is: only this worker moves it.
+    pub(super) async fn append(&self, number: u64, id: FileId) -> Next {
+        // Not the model's newest size: an append in doubt may have moved the end or not.
+        let look = self.world.model.look();
+        let step = self.world.progress.begin(self.owner, "getattr");
+        let end = match self.volume.getattr(id).await {
+            Ok(attr) => attr.size,
+            Err(error) => return self.trouble("getattr", &error),
+        };
+        drop(step);
+        if !self.world.model.check_size(number, end, self.owner, look.from) {
+            return Next::Go;
+        }
+        drop(look);
+        if end >= SIZE_MAX {
+            return self.truncate(number, id).await;
+        }
+        let len = usize::try_from(self.chance.between(1, 9_000)).unwrap_or(1);
+        let change = Change::Write(end..end + len as u64);
+        self.bytes("append", number, &change, async |write| {
+            let at = self.volume.append(id, fill(number, end, len, write)).await?;
+            self.expect("an append", "place", at, end);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Far from everything else in the file.
+    pub(super) async fn write_sparse(&self, number: u64, id: FileId) -> Next {
+        let at = self.chance.below(SPARSE_MAX / BLOCK_) * BLOCK_;
+        let len = usize::try_from(self.chance.between(1, 16) * BLOCK_).unwrap_or(BLOCK);
+        let change = Change::Write(at..at + len as u64);
+        self.bytes("write", number, &change, async |write| {
+            self.volume.write(id, at, fill(number, at, len, write)).await
         })
         .await
     }
@@ -122,7 +162,7 @@ impl Worker {
         }
     }
 
-    async fn truncate(&self, number: u64, id: FileId) -> Next {
+    pub(super) async fn truncate(&self, number: u64, id: FileId) -> Next {
         let old = self.world.model.size(number);
         let size = match self.chance.below(4) {
             0 => 0,
@@ -136,7 +176,7 @@ impl Worker {
         .await
     }
 
-    async fn allocate(&self, number: u64, id: FileId) -> Next {
+    pub(super) async fn allocate(&self, number: u64, id: FileId) -> Next {
         let range = self.range(number);
         let (at, len) = (range.start, range.end - range.start);
         let size = self.world.model.size(number);

@@ -8,6 +8,8 @@ use crate::model::file::Change;
 use crate::model::names::{Node, NodeKind, Tree, name, parent};
 use crate::model::register::Register;
 
+/// Directories in each other that a worker does not exceed.
+const DEPTH_MAX: usize = 14;
 /// Permission bits of new files and symbolic links.
 pub const MODE_FILE: u32 = 0o644;
 /// Permission bits of new directories.
@@ -41,18 +43,63 @@ impl Worker {
         }
     }
 
+    /// Creates something, or removes if there is enough.
+    pub(super) async fn create_if_room(&self) -> Next {
+        let full = self.tree().nodes.len() >= NAMES_MAX;
+        if full { self.remove().await } else { self.create().await }
+    }
+
     async fn create(&self) -> Next {
         let directory = self.pick_directory();
-        let Some(dir) = self.id_at(&directory) else { return Next::Go };
         let name = self.pick_name(&directory);
-        let path = format!("{directory}/{name}");
-        let (kind, node_kind) = match self.chance.below(10) {
-            0 | 1 => (FileKind::Directory, NodeKind::Directory),
+        let kind = match self.chance.below(10) {
+            0 | 1 => NodeKind::Directory,
             2 => {
                 let len = usize::try_from(self.chance.between(1, 300)).unwrap_or(1);
-                (FileKind::Symlink, NodeKind::Symlink(vec![b't'; len]))
+                NodeKind::Symlink(vec![b't'; len])
             }
-            _ => (FileKind::File, NodeKind::File),
+            _ => NodeKind::File,
+        };
+        self.create_as(&directory, &name, kind).await
+    }
+
+    /// A directory in the deepest one of this worker.
+    pub(super) async fn dig(&self) -> Next {
+        let tree = self.tree();
+        let depth = |path: &str| path.matches('/').count();
+        let directories = tree.nodes.iter().filter(|(_, node)| node.kind == NodeKind::Directory);
+        let deepest = directories.map(|(path, _)| path.clone()).max_by_key(|path| depth(path));
+        let deepest = deepest.unwrap_or_else(|| "p".to_owned());
+        if depth(&deepest) >= DEPTH_MAX || tree.nodes.len() >= NAMES_MAX {
+            return self.remove().await;
+        }
+        let name = self.pick_name(&deepest);
+        self.create_as(&deepest, &name, NodeKind::Directory).await
+    }
+
+    /// Takes a name away and gives it to something else at once.
+    pub(super) async fn reuse(&self) -> Next {
+        let wanted = |node: &Node| node.kind != NodeKind::Directory;
+        let Some((path, node)) = self.pick_node(wanted) else { return self.create().await };
+        let Some(dir) = self.id_at(parent(&path)) else { return Next::Go };
+        let base = name(&path).as_bytes().to_vec();
+        let mut tree = (*self.tree()).clone();
+        tree.remove(&path);
+        let removing = self.volume.unlink(dir, &base);
+        if let Err(next) = self.naming("unlink", tree, vec![node.number], removing).await {
+            return next;
+        }
+        let kind = if self.chance.percent(20) { NodeKind::Directory } else { NodeKind::File };
+        self.create_as(parent(&path), name(&path), kind).await
+    }
+
+    async fn create_as(&self, directory: &str, name: &str, node_kind: NodeKind) -> Next {
+        let Some(dir) = self.id_at(directory) else { return Next::Go };
+        let path = format!("{directory}/{name}");
+        let kind = match node_kind {
+            NodeKind::File => FileKind::File,
+            NodeKind::Directory => FileKind::Directory,
+            NodeKind::Symlink(_) => FileKind::Symlink,
         };
         let target = if let NodeKind::Symlink(target) = &node_kind { &target[..] } else { &[] };
         let creating = self.volume.create(dir, name.as_bytes(), new(kind, target));
@@ -72,7 +119,7 @@ impl Worker {
         }
     }
 
-    async fn remove(&self) -> Next {
+    pub(super) async fn remove(&self) -> Next {
         let Some((path, node)) = self.pick_node(|_| true) else { return Next::Go };
         let Some(dir) = self.id_at(parent(&path)) else { return Next::Go };
         let base = name(&path).as_bytes().to_vec();
@@ -101,7 +148,7 @@ impl Worker {
         result.map_or_else(|next| next, |()| self.done())
     }
 
-    async fn rename(&self) -> Next {
+    pub(super) async fn rename(&self) -> Next {
         let Some((from, node)) = self.pick_node(|_| true) else { return Next::Go };
         let directory = self.pick_directory();
         let to_name = self.pick_name(&directory);
@@ -225,7 +272,7 @@ impl Worker {
         }
     }
 
-    async fn attributes(&self) -> Next {
+    pub(super) async fn attributes(&self) -> Next {
         let takes = |node: &Node| !matches!(node.kind, NodeKind::Symlink(_));
         let Some((path, node)) = self.pick_node(takes) else { return Next::Go };
         let Some(id) = self.world.model.id(node.number) else { return Next::Go };
