@@ -42,7 +42,7 @@ fn main() -> Result<ExitCode> {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         PLACE.set(place);
-        if std::env::var_os("RUST_BACKTRACE").is_some() {
+        if std::env::var("RUST_BACKTRACE").is_ok_and(|wish| wish == "full") {
             eprintln!("{}", std::backtrace::Backtrace::force_capture());
         }
     }));

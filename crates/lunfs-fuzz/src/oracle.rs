@@ -69,7 +69,7 @@ impl Found {
 /// If an error about damage does not say where it is and what to do.
 pub fn require_place_and_cure(error: &Error) {
     let has_place = error.what.bytes().any(|byte| byte.is_ascii_digit());
-    let cures = ["`lunfs check`", "check the path"];
+    let cures = ["`lunfs check", "check the path"];
     let has_cure = cures.iter().any(|cure| error.what.contains(cure));
     assert!(has_place && has_cure, "an error without place or cure: {error}");
 }
