@@ -12,7 +12,7 @@ mod seek;
 use std::collections::BTreeMap;
 use std::rc::Weak;
 
-use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, Lock, LockObject, RECORD};
+use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, Lock, LockObject, RECORD, Sizes};
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{ReadGuard, Wish, WishKind};
@@ -446,7 +446,8 @@ mod tests {
     const BLOCKS: u32 = 8192;
 
     fn one_cluster() -> Allocator {
-        let geometry = Geometry::plan(1 << 32, 512, Some(BLOCKS)).expect("fits");
+        let small = Sizes { cluster_blocks: Some(BLOCKS), ..Sizes::default() };
+        let geometry = Geometry::plan(1 << 32, 512, small).expect("fits");
         let mut alloc = Allocator::new(geometry, 0);
         alloc.held(&Cluster::new(0, BLOCKS));
         alloc

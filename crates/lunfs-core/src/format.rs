@@ -3,8 +3,8 @@
 use lunfs_format::{
     BLOCK, Block, BlockNo, Cluster, Content, DOORBELLS, Descriptor, Doorbell, FRONTIER_LOCK,
     FileKind, Geometry, HEARTBEAT_START, Incarnation, Lock, LockMode, LockObject, Pulse, RECORD,
-    RENAME_LOCK, SUPERBLOCK_COPIES, SlotNo, Stamp, Superblock, Timing, Tree, Version, VolumeId,
-    stored_checksum,
+    RENAME_LOCK, SUPERBLOCK_COPIES, Sizes, SlotNo, Stamp, Superblock, Timing, Tree, Version,
+    VolumeId, stored_checksum,
 };
 
 use crate::env::{Env, Instant};
@@ -20,8 +20,8 @@ pub struct FormatOptions {
     pub label: String,
     /// Timing of pulses.
     pub timing: Timing,
-    /// Blocks of a cluster; `None`: by the size of the volume.
-    pub cluster_blocks: Option<u32>,
+    /// Sizes that are wished for.
+    pub sizes: Sizes,
 }
 
 fn lock(object: LockObject, birth: u64, stamp: Stamp, payload: u64, nonce: u64) -> Lock {
@@ -109,7 +109,7 @@ fn random16(env: &Env) -> [u8; 16] {
 
 fn plan(env: &Env, options: &FormatOptions) -> Result<Superblock> {
     let device = env.disk.capabilities();
-    let geometry = Geometry::plan(device.size, device.logical_block, options.cluster_blocks)
+    let geometry = Geometry::plan(device.size, device.logical_block, options.sizes)
         .map_err(|e| Error::new(Kind::Invalid, e.to_string()))?;
     let now = env.clock.wall();
     Ok(Superblock {

@@ -8,7 +8,7 @@ use lunfs_core::{
     Fallocate, FileId, FormatOptions, Kind, RenameMode, Seek, SetAttr, StopReason, Volume,
     XattrMode, format_volume,
 };
-use lunfs_format::Timing;
+use lunfs_format::{Sizes, Timing};
 use support::{block_on, directory, env, file, mount, pattern};
 
 /// Formats, mounts, runs `story` while serving, unmounts, and has the walker look.
@@ -16,7 +16,7 @@ fn with_volume(story: impl AsyncFnOnce(&Rc<Volume>)) {
     let (env, time) = env(256 << 20);
     block_on(&time, async {
         let options =
-            FormatOptions { label: "test".into(), timing: Timing::FAST, cluster_blocks: None };
+            FormatOptions { label: "test".into(), timing: Timing::FAST, sizes: Sizes::default() };
         format_volume(&env, &options).await.expect("formats");
         let volume = mount(&env, "a").await;
         let work = async {

@@ -9,14 +9,14 @@ use lunfs_core::env::Env;
 use lunfs_core::{
     FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
 };
-use lunfs_format::Timing;
+use lunfs_format::{Sizes, Timing};
 use support::{
     Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern, within,
 };
 
 async fn formatted(env: &Env) {
     let options =
-        FormatOptions { label: "test".into(), timing: Timing::FAST, cluster_blocks: None };
+        FormatOptions { label: "test".into(), timing: Timing::FAST, sizes: Sizes::default() };
     format_volume(env, &options).await.expect("formats");
 }
 

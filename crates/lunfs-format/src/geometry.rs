@@ -1,7 +1,7 @@
 //! Where things lie on a volume.
 //!
-//! Invariant: a `Geometry` follows from the size of the volume, its logical block and its
-//! cluster size; whatever a superblock says beyond these three is compared with it.
+//! Invariant: a `Geometry` follows from the size of the volume, its logical block, its cluster size
+//! and its slots; whatever a superblock says beyond these four is compared with it.
 //!
 //! Map: docs/format.md#map-of-a-volume.
 
@@ -13,11 +13,13 @@ pub const FRONTIER_LOCK: BlockNo = BlockNo(258);
 pub const RENAME_LOCK: BlockNo = BlockNo(260);
 /// The first block of the heartbeat region.
 pub const HEARTBEAT_START: BlockNo = BlockNo(1024);
-/// Slots of the heartbeat region.
-pub const SLOT_COUNT: u32 = 1024;
+/// Most slots of a heartbeat region, and as many as there are unless fewer are wished.
+pub const SLOT_COUNT_MAX: u32 = 1024;
+const SLOT_COUNT_MIN: u32 = 16;
+
 /// Slots are counted from zero to here.
 pub(crate) fn is_slot(slot: SlotNo) -> bool {
-    slot.0 < SLOT_COUNT
+    slot.0 < SLOT_COUNT_MAX
 }
 
 /// Doorbell entries of each slot.
@@ -35,6 +37,8 @@ const SLOT_RECORDS: u32 = 1 + DOORBELLS;
 const CLUSTER_BLOCKS_MIN: u32 = 1024;
 const CLUSTER_BLOCKS_MAX: u32 = 16384;
 const CLUSTERS_MIN: u64 = 4;
+/// Clusters start at a multiple of so many blocks, as stripes of arrays do.
+const CLUSTERS_ALIGN: u64 = 1024;
 /// A map entry holds a block number of 40 bits.
 const VOLUME_BLOCKS_MAX: u64 = 1 << 40;
 /// As many clusters a volume should have at least, before clusters become larger.
@@ -67,6 +71,21 @@ pub enum PlanError {
         /// Its blocks.
         found: u32,
     },
+    /// The number of slots is no power of two between 16 and 1024.
+    #[error("{found} hosts: a volume has slots for a power of two from 16 to 1024")]
+    BadSlotCount {
+        /// Slots.
+        found: u32,
+    },
+}
+
+/// Sizes that may be wished for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Blocks of a cluster; `None`: it grows with the volume.
+    pub cluster_blocks: Option<u32>,
+    /// Slots of the heartbeat region, one for each host; `None`: the most.
+    pub slot_count: Option<u32>,
 }
 
 /// Where things lie on a volume.
@@ -87,23 +106,20 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// How a volume of `size` bytes is laid out. Unless it is given, the cluster size grows with
-    /// the volume.
-    pub fn plan(
-        size: u64,
-        logical_block: u32,
-        cluster_blocks: Option<u32>,
-    ) -> Result<Geometry, PlanError> {
+    /// How a volume of `size` bytes is laid out.
+    pub fn plan(size: u64, logical_block: u32, sizes: Sizes) -> Result<Geometry, PlanError> {
         let volume_blocks = size / BLOCK as u64;
-        let cluster_blocks = cluster_blocks.unwrap_or_else(|| default_cluster(volume_blocks));
-        Geometry::of(volume_blocks, logical_block, cluster_blocks)
+        let cluster_blocks = sizes.cluster_blocks.unwrap_or_else(|| default_cluster(volume_blocks));
+        let slot_count = sizes.slot_count.unwrap_or(SLOT_COUNT_MAX);
+        Geometry::of(volume_blocks, logical_block, cluster_blocks, slot_count)
     }
 
-    /// The geometry that follows from these three numbers.
+    /// The geometry that follows from these four numbers.
     pub(crate) fn of(
         volume_blocks: u64,
         logical_block: u32,
         cluster_blocks: u32,
+        slot_count: u32,
     ) -> Result<Geometry, PlanError> {
         if !matches!(logical_block, 512 | 4096) {
             return Err(PlanError::BadLogicalBlock { found: logical_block });
@@ -112,12 +128,17 @@ impl Geometry {
         if !in_range || !cluster_blocks.is_power_of_two() {
             return Err(PlanError::BadClusterBlocks { found: cluster_blocks });
         }
+        let in_range = (SLOT_COUNT_MIN..=SLOT_COUNT_MAX).contains(&slot_count);
+        if !in_range || !slot_count.is_power_of_two() {
+            return Err(PlanError::BadSlotCount { found: slot_count });
+        }
         if volume_blocks > VOLUME_BLOCKS_MAX {
             return Err(PlanError::TooLarge { limit: VOLUME_BLOCKS_MAX * BLOCK as u64 });
         }
         let slot_len = u64::from(SLOT_RECORDS) * u64::from(logical_block);
-        let heartbeat_blocks = u64::from(SLOT_COUNT) * slot_len / BLOCK as u64;
-        let clusters_start = HEARTBEAT_START.plus(heartbeat_blocks);
+        let heartbeat_blocks = u64::from(slot_count) * slot_len / BLOCK as u64;
+        let heartbeat_end = HEARTBEAT_START.0 + heartbeat_blocks;
+        let clusters_start = BlockNo(heartbeat_end.next_multiple_of(CLUSTERS_ALIGN));
         let blocks_min = clusters_start.0 + CLUSTERS_MIN * u64::from(cluster_blocks);
         if volume_blocks < blocks_min {
             return Err(PlanError::TooSmall { need: blocks_min * BLOCK as u64 });
@@ -125,7 +146,7 @@ impl Geometry {
         Ok(Geometry {
             logical_block,
             cluster_blocks,
-            slot_count: SLOT_COUNT,
+            slot_count,
             volume_blocks,
             cluster_count: (volume_blocks - clusters_start.0) / u64::from(cluster_blocks),
             clusters_start,
@@ -198,16 +219,33 @@ mod tests {
     #[test]
     fn the_heartbeat_region_ends_where_the_clusters_start() {
         for (logical_block, start) in [(512, 2048), (4096, 9216)] {
-            let geometry = Geometry::plan(1024 * MIB, logical_block, None).unwrap();
-            let last = geometry.slot_offset(SlotNo(SLOT_COUNT - 1));
+            let geometry = Geometry::plan(1024 * MIB, logical_block, Sizes::default()).unwrap();
+            let last = geometry.slot_offset(SlotNo(SLOT_COUNT_MAX - 1));
             assert_eq!(geometry.clusters_start, BlockNo(start));
             assert_eq!(last + geometry.slot_len() as u64, geometry.clusters_start.offset());
         }
     }
 
     #[test]
+    fn fewer_slots_leave_the_clusters_aligned() {
+        let of = |slots, logical_block| {
+            let sizes = Sizes { slot_count: Some(slots), ..Sizes::default() };
+            Geometry::plan(1024 * MIB, logical_block, sizes)
+        };
+        for (slots, logical_block, start) in
+            [(16, 512, 2048), (64, 512, 2048), (64, 4096, 2048), (256, 4096, 3072)]
+        {
+            let geometry = of(slots, logical_block).unwrap();
+            assert_eq!((geometry.slot_count, geometry.clusters_start), (slots, BlockNo(start)));
+        }
+        for found in [0, 8, 100, 2048] {
+            assert_eq!(of(found, 512), Err(PlanError::BadSlotCount { found }));
+        }
+    }
+
+    #[test]
     fn the_cluster_grows_with_the_volume() {
-        let cluster = |size| Geometry::plan(size, 512, None).unwrap().cluster_blocks;
+        let cluster = |size| Geometry::plan(size, 512, Sizes::default()).unwrap().cluster_blocks;
         assert_eq!(cluster(24 * MIB), 1024);
         assert_eq!(cluster(511 * MIB), 1024);
         assert_eq!(cluster(512 * MIB), 2048);
@@ -219,14 +257,20 @@ mod tests {
     #[test]
     fn a_volume_has_at_least_four_clusters() {
         let need = (2048 + 4 * 1024) * 4096;
-        assert_eq!(Geometry::plan(need, 512, None).unwrap().cluster_count, 4);
-        assert_eq!(Geometry::plan(need - 1, 512, None), Err(PlanError::TooSmall { need }));
-        assert_eq!(Geometry::plan(0, 512, None), Err(PlanError::TooSmall { need }));
+        assert_eq!(Geometry::plan(need, 512, Sizes::default()).unwrap().cluster_count, 4);
+        assert_eq!(
+            Geometry::plan(need - 1, 512, Sizes::default()),
+            Err(PlanError::TooSmall { need })
+        );
+        assert_eq!(Geometry::plan(0, 512, Sizes::default()), Err(PlanError::TooSmall { need }));
     }
 
     #[test]
     fn absurd_wishes_are_refused() {
-        let plan = |size, logical, cluster| Geometry::plan(size, logical, cluster).unwrap_err();
+        let plan = |size, logical, cluster_blocks| {
+            let sizes = Sizes { cluster_blocks, ..Sizes::default() };
+            Geometry::plan(size, logical, sizes).unwrap_err()
+        };
         assert_eq!(plan(1 << 30, 1024, None), PlanError::BadLogicalBlock { found: 1024 });
         for found in [0, 512, 1025, 32768] {
             let error = plan(1 << 30, 512, Some(found));
@@ -237,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_block_is_found_in_its_cluster_only() {
-        let geometry = Geometry::plan(64 * MIB, 512, None).unwrap();
+        let geometry = Geometry::plan(64 * MIB, 512, Sizes::default()).unwrap();
         let last = geometry.cluster_count - 1;
         let end = geometry.cluster_start(geometry.cluster_count);
         assert_eq!(geometry.cluster_of(geometry.cluster_start(3)), Some(3));
@@ -250,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_records_of_a_slot_lie_one_after_the_other() {
-        let geometry = Geometry::plan(64 * MIB, 512, None).unwrap();
+        let geometry = Geometry::plan(64 * MIB, 512, Sizes::default()).unwrap();
         let slot = SlotNo(5);
         assert_eq!(geometry.slot_offset(slot), 1024 * 4096 + 5 * 4096);
         assert_eq!(geometry.doorbell_offset(slot, 0), geometry.slot_offset(slot) + 512);

@@ -38,7 +38,7 @@ pub use doorbell::{BellState, DOORBELL_LOCKS, Doorbell, Request};
 pub use error::DecodeError;
 pub use geometry::{
     DOORBELLS, FRONTIER_LOCK, Geometry, HEARTBEAT_START, JOURNAL_HEADERS, JOURNAL_ORPHANS,
-    JOURNAL_RING, PlanError, RENAME_LOCK, SLOT_COUNT,
+    JOURNAL_RING, PlanError, RENAME_LOCK, SLOT_COUNT_MAX, Sizes,
 };
 pub use header::{Header, kind, kind_of, peek_header};
 pub use journal::{ENTRIES_PER_HEAD, JournalHeader, RecordEntry, RecordHead, chain};

@@ -5,7 +5,7 @@
 use zerocopy::little_endian::{U32, U64};
 
 use crate::error::{DecodeError, must_be_valid, require};
-use crate::geometry::{Geometry, PlanError, SLOT_COUNT};
+use crate::geometry::{Geometry, PlanError};
 use crate::header::{Heading, RawHeader, Structure, kind, make, open};
 use crate::layout::{Layout, raw};
 use crate::map_entry::FILE_BLOCK_BLOCKS;
@@ -215,17 +215,20 @@ impl Superblock {
         check_text("label", &self.label)?;
         let unknown = self.incompat & !INCOMPAT_KNOWN;
         require(unknown == 0, "incompat", unknown)?;
-        let expected = Geometry::of(self.volume_blocks, self.logical_block, self.cluster_blocks)
-            .map_err(|error| match error {
-                PlanError::BadLogicalBlock { found } => DecodeError::field("logical_block", found),
-                PlanError::BadClusterBlocks { found } => {
-                    DecodeError::field("cluster_blocks", found)
-                }
-                PlanError::TooSmall { .. } | PlanError::TooLarge { .. } => {
-                    DecodeError::field("volume_blocks", self.volume_blocks)
-                }
-            })?;
-        require(self.slot_count == SLOT_COUNT, "slot_count", self.slot_count)?;
+        let expected = Geometry::of(
+            self.volume_blocks,
+            self.logical_block,
+            self.cluster_blocks,
+            self.slot_count,
+        );
+        let expected = expected.map_err(|error| match error {
+            PlanError::BadLogicalBlock { found } => DecodeError::field("logical_block", found),
+            PlanError::BadClusterBlocks { found } => DecodeError::field("cluster_blocks", found),
+            PlanError::BadSlotCount { found } => DecodeError::field("slot_count", found),
+            PlanError::TooSmall { .. } | PlanError::TooLarge { .. } => {
+                DecodeError::field("volume_blocks", self.volume_blocks)
+            }
+        })?;
         let fits = self.cluster_count == expected.cluster_count;
         require(fits, "cluster_count", self.cluster_count)?;
         let follows = self.clusters_start == expected.clusters_start;
@@ -261,6 +264,7 @@ pub(crate) fn put_text(bytes: &mut [u8; 64], text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::Sizes;
     use crate::samples::{self, VOLUME};
     use crate::testing::{disk_tests, with, with_bytes};
 
@@ -288,6 +292,7 @@ mod tests {
             ("file_block_blocks", 32),
             ("cluster_blocks", 1025),
             ("cluster_blocks", 512),
+            ("slot_count", 8),
             ("slot_count", 1023),
             ("volume_blocks", 5000),
             ("volume_blocks", u64::MAX),
@@ -308,7 +313,10 @@ mod tests {
 
     #[test]
     fn a_volume_with_large_logical_blocks_survives_the_disk() {
-        let geometry = Geometry::plan(1 << 40, 4096, Some(4096)).unwrap();
+        let geometry = {
+            let sizes = Sizes { cluster_blocks: Some(4096), ..Sizes::default() };
+            Geometry::plan(1 << 40, 4096, sizes).unwrap()
+        };
         let superblock = Superblock {
             logical_block: 4096,
             cluster_blocks: 4096,

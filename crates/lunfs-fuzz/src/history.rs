@@ -18,8 +18,8 @@ use lunfs_core::{
     StopReason, Volume, XattrMode, format_volume,
 };
 use lunfs_format::{
-    BlockNo, FRONTIER_LOCK, HEARTBEAT_START, RECORD, RENAME_LOCK, SUPERBLOCK_COPIES, Superblock,
-    Timing,
+    BlockNo, FRONTIER_LOCK, HEARTBEAT_START, RECORD, RENAME_LOCK, SUPERBLOCK_COPIES, Sizes,
+    Superblock, Timing,
 };
 
 use crate::world::{Image, World, block_on};
@@ -160,7 +160,11 @@ async fn story(world: &World) -> (Superblock, Vec<Image>) {
     let options = FormatOptions {
         label: "fuzz".into(),
         timing: Timing::FAST,
-        cluster_blocks: u32::try_from(CLUSTER_BLOCKS).ok(),
+        sizes: Sizes {
+            cluster_blocks: u32::try_from(CLUSTER_BLOCKS).ok(),
+            // Whoever joins reads all slots: few make more inputs.
+            slot_count: Some(64),
+        },
     };
     let superblock = format_volume(&world.env(), &options).await.expect("it is formatted");
     let mut past = vec![world.medium.image()];

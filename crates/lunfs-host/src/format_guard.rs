@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use lunfs_format::{BLOCK, BlockNo, SLOT_COUNT, SUPERBLOCK_COPIES, Superblock, kind, kind_of};
+use lunfs_format::{BLOCK, BlockNo, SLOT_COUNT_MAX, SUPERBLOCK_COPIES, Superblock, kind, kind_of};
 
 use crate::disk::{Access, Source, SourceKind};
 use crate::error::{HostError, Result};
@@ -53,7 +53,7 @@ fn user_of(source: &Source) -> Result<Option<String>> {
 
 /// The first slot whose life mark is held.
 fn host_on(source: &Source) -> Result<Option<u64>> {
-    let marked = ofd::held_elsewhere(source, ofd::LIFE_BASE, u64::from(SLOT_COUNT));
+    let marked = ofd::held_elsewhere(source, ofd::LIFE_BASE, u64::from(SLOT_COUNT_MAX));
     let marked = marked.map_err(|e| {
         HostError::io(format!("cannot see the life marks of {}", source.path().display()), e)
     })?;

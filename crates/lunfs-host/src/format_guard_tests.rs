@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lunfs_format::{BlockNo, Geometry, VolumeId};
+use lunfs_format::{BlockNo, Geometry, Sizes, VolumeId};
 
 use super::*;
 use crate::scratch::{LoopDevice, Scratch};
@@ -17,7 +17,10 @@ fn with_bytes(at: usize, bytes: &[u8]) -> Option<String> {
 }
 
 fn superblock() -> Superblock {
-    crate::scratch::superblock(VolumeId([7; 16]), Geometry::plan(1 << 30, 512, None).unwrap())
+    crate::scratch::superblock(
+        VolumeId([7; 16]),
+        Geometry::plan(1 << 30, 512, Sizes::default()).unwrap(),
+    )
 }
 
 #[test]

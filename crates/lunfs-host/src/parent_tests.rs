@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lunfs_format::{Geometry, Holder, Timing};
+use lunfs_format::{Geometry, Holder, Sizes, Timing};
 
 use super::*;
 use crate::scratch::{Scratch, child_argument, hear, say, spawn_child};
@@ -30,7 +30,7 @@ fn live() -> Pulse {
 }
 
 fn geometry() -> Geometry {
-    Geometry::plan(1 << 30, 512, None).unwrap()
+    Geometry::plan(1 << 30, 512, Sizes::default()).unwrap()
 }
 
 /// A volume whose slot holds `pulse`.

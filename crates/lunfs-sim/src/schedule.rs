@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use lunfs_core::{Counters, FormatOptions, format_volume};
-use lunfs_format::Timing;
+use lunfs_format::{Sizes, Timing};
 
 use crate::chance::Chance;
 use crate::checkers::walker::walk;
@@ -119,7 +119,7 @@ impl Run<'_> {
         world.pace.set(self.parameters.pace);
         world.kinds.borrow_mut().clone_from(&self.parameters.kinds);
         world.has_lies.set(self.parameters.mode == Mode::Lying);
-        if !format(world, self.parameters.timing) {
+        if !format(world, self.parameters.timing, self.parameters.slots) {
             return false;
         }
         let options = self.parameters.setup;
@@ -270,9 +270,9 @@ impl Run<'_> {
             Event::Stall => {
                 world.meet(|met| met.stalls += 1);
                 world.note(Owner::WORLD, "stall", length, "");
-                world.disk.stall(Owner::WORLD, world.executor.now() + length / 2);
+                world.stall(Owner::WORLD, length / 2);
             }
-            _ => world.disk.stall(victim, world.executor.now() + length),
+            _ => world.stall(victim, length),
         }
     }
 
@@ -347,6 +347,8 @@ impl Run<'_> {
     /// Nothing goes wrong any more: everything must end.
     fn calm(&self, keeping: &Rc<Keeping>) {
         let world = &self.world;
+        // Who waits for a stalled disk waits for as long as it is stalled.
+        world.run(world.trouble_until.get(), || false);
         let begin = world.executor.now();
         keeping.pause_max.set(SECOND);
         world.progress.set_quiet(true);
@@ -438,11 +440,11 @@ impl Run<'_> {
 }
 
 /// Makes an empty volume; `false`: it failed, which is a finding.
-pub fn format(world: &Rc<World>, timing: Timing) -> bool {
+pub fn format(world: &Rc<World>, timing: Timing, slots: u32) -> bool {
     let (owner, _) = world.new_program(0);
     let env = world.env(owner);
-    let options =
-        FormatOptions { label: "simulated".to_owned(), timing, cluster_blocks: Some(1024) };
+    let sizes = Sizes { cluster_blocks: Some(1024), slot_count: Some(slots) };
+    let options = FormatOptions { label: "simulated".to_owned(), timing, sizes };
     let formatting = async move { format_volume(&env, &options).await };
     let result = world.complete(owner, QUIET_BOUND, formatting);
     world.kill(owner, Death::Unmounted);

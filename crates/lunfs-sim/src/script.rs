@@ -25,6 +25,8 @@ use crate::world::{Death, Program, World, WorldOptions};
 
 /// Hosts that a scripted world can have.
 const HOSTS_MAX: usize = 4;
+/// Slots of the volume.
+const SLOTS: u32 = 64;
 /// Virtual time within which each step must be done.
 const STEP: u64 = 200 * SECOND;
 
@@ -60,7 +62,7 @@ impl Sim {
         let verbose = std::env::var_os("LUNFS_VERBOSE").is_some();
         let world = World::new(WorldOptions { seed, hosts: HOSTS_MAX, workers: 1, disk, verbose });
         let sim = Sim { name: name.to_owned(), seed, world };
-        format(&sim.world, Timing::FAST);
+        format(&sim.world, Timing::FAST, SLOTS);
         sim.assert_sound();
         sim
     }
@@ -227,7 +229,7 @@ impl Sim {
 
     /// The disk does nothing of what is submitted from now on, for this time.
     pub fn stall(&self, nanoseconds: u64) {
-        self.world.disk.stall(Owner::WORLD, self.now() + nanoseconds);
+        self.world.stall(Owner::WORLD, nanoseconds);
     }
 
     /// Kills the program of a host; what it has in flight lands, lands in part, or not. Returns

@@ -124,6 +124,8 @@ pub struct World {
     pub kinds: RefCell<Vec<Kind>>,
     /// The device may show wrong metadata.
     pub has_lies: Cell<bool>,
+    /// When the last stall and the last pause end.
+    pub trouble_until: Cell<u64>,
     /// Nothing goes wrong any more: every error is a finding.
     pub is_quiet: Cell<bool>,
     /// Workers end after their current operation.
@@ -173,6 +175,7 @@ impl World {
             pace: Cell::new(Pace { think: 10_000_000, across: 40 }),
             kinds: RefCell::default(),
             has_lies: Cell::new(false),
+            trouble_until: Cell::new(0),
             is_quiet: Cell::new(false),
             is_idle: Cell::new(false),
             down: RefCell::default(),
@@ -365,9 +368,17 @@ impl World {
         self.meet(|met| met.pauses += 1);
         self.note(owner, "pauses", length, "");
         let end = self.executor.now().saturating_add(length);
+        self.trouble_until.set(self.trouble_until.get().max(end));
         let disk = Rc::clone(&self.disk);
         self.executor.pause(owner, end);
         self.executor.at(end, move || disk.resume(owner));
+    }
+
+    /// Nothing that `owner` asks of the disk is done for a while; the world owns all of it.
+    pub fn stall(&self, owner: Owner, length: u64) {
+        let end = self.executor.now().saturating_add(length);
+        self.trouble_until.set(self.trouble_until.get().max(end));
+        self.disk.stall(owner, end);
     }
 
     /// The program that has the life mark of `slot`: alive, or dead with I/O in flight.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lunfs_core::FormatOptions;
-use lunfs_format::{Superblock, Timing};
+use lunfs_format::{Sizes, Superblock, Timing};
 use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::{format_guard, identity};
 use rustix::fs::FallocateFlags;
@@ -28,6 +28,9 @@ pub struct Options {
     /// Create a sparse image of this size, as in 10G; K, M, G, T and P are powers of 1024
     #[arg(long)]
     size: Option<Size>,
+    /// Most hosts at once: a power of two from 16 to 1024. Fewer make joining cheaper
+    #[arg(long, default_value_t = 1024)]
+    hosts: u32,
     /// How soon a silent host is taken over
     #[arg(long, value_enum, default_value_t = Pace::Fast)]
     timing: Pace,
@@ -123,7 +126,7 @@ fn write(source: &Path, options: &Options) -> Result<Superblock> {
             Pace::Fast => Timing::FAST,
             Pace::Calm => Timing::CALM,
         },
-        cluster_blocks: None,
+        sizes: Sizes { cluster_blocks: None, slot_count: Some(options.hosts) },
     };
     runtime::block_on(async move { Ok(lunfs_core::format_volume(&env, &format).await?) })
 }

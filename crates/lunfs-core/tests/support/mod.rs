@@ -19,7 +19,8 @@ use lunfs_core::{
     FileId, FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume,
 };
 use lunfs_format::{
-    BLOCK, BlockNo, Descriptor, JournalHeader, Pulse, SlotNo, Timestamp, Timing, kind, kind_of,
+    BLOCK, BlockNo, Descriptor, JournalHeader, Pulse, Sizes, SlotNo, Timestamp, Timing, kind,
+    kind_of,
 };
 
 /// A disk in memory with the latency of a good one.
@@ -259,8 +260,8 @@ pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
 
 /// Makes a volume of small clusters, so that a test meets several.
 pub async fn formatted(env: &Env) {
-    let options =
-        FormatOptions { label: "t".into(), timing: Timing::FAST, cluster_blocks: Some(1024) };
+    let sizes = Sizes { cluster_blocks: Some(1024), slot_count: Some(64) };
+    let options = FormatOptions { label: "t".into(), timing: Timing::FAST, sizes };
     format_volume(env, &options).await.expect("formats");
 }
 

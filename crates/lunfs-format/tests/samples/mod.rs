@@ -5,7 +5,7 @@ use super::*;
 pub const VOLUME: VolumeId = VolumeId(*b"sample volume 01");
 
 pub fn superblock() -> Superblock {
-    let geometry = Geometry::plan(1 << 30, 512, None).expect("a gibibyte suffices");
+    let geometry = Geometry::plan(1 << 30, 512, Sizes::default()).expect("a gibibyte suffices");
     Superblock {
         volume: VOLUME,
         label: "W\u{e4}lder".to_owned(),

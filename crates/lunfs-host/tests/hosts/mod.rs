@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lunfs_core::env::Env;
 use lunfs_core::{FormatOptions, MountOptions, Volume, format_volume};
-use lunfs_format::Timing;
+use lunfs_format::{Sizes, Timing};
 use lunfs_host::control::{About, Request, call};
 use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::fuse::FuseOptions;
@@ -35,8 +35,11 @@ impl Place {
         let image = place.image();
         on_core_thread(async move {
             let (env, _) = doors(&image);
-            let options =
-                FormatOptions { label: "test".into(), timing: Timing::FAST, cluster_blocks: None };
+            let options = FormatOptions {
+                label: "test".into(),
+                timing: Timing::FAST,
+                sizes: Sizes::default(),
+            };
             format_volume(&env, &options).await.unwrap();
         });
         Some(place)

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use futures_util::future::{join, join_all};
 use lunfs_core::env::Env;
 use lunfs_core::{Fallocate, FileKind, FormatOptions, Volume, format_volume};
-use lunfs_format::Timing;
+use lunfs_format::{Sizes, Timing};
 
 use super::act::Host;
 use super::doors::{Time, doors, mount, sleep};
@@ -18,6 +18,8 @@ use super::survivor::{Place, guarded};
 
 /// Blocks of a cluster: the smallest there is.
 const CLUSTER: u32 = 1024;
+/// Slots of the volume: as few as there may be, since whoever joins reads all.
+const SLOTS: u32 = 16;
 /// Hosts that have a journal.
 const HOSTS: usize = 4;
 /// Entries of the directory that the next name turns from one within its descriptor into a node.
@@ -147,7 +149,7 @@ impl Fixture {
             let options = FormatOptions {
                 label: "enumerated".into(),
                 timing: Timing::FAST,
-                cluster_blocks: Some(CLUSTER),
+                sizes: Sizes { cluster_blocks: Some(CLUSTER), slot_count: Some(SLOTS) },
             };
             let superblock =
                 format_volume(&env, &options).await.map_err(|e| format!("format: {e}"))?;

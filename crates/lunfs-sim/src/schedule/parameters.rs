@@ -28,6 +28,8 @@ pub struct Parameters {
     pub mode: Mode,
     /// How much happens in what time.
     pub tempo: Tempo,
+    /// Slots of the volume.
+    pub slots: u32,
     /// How fast hosts notice a death.
     pub timing: Timing,
     /// How often requests go wrong.
@@ -240,6 +242,8 @@ impl Parameters {
         let chance = Chance::stream(seed, "parameters");
         let tempo = if chance.percent(75) { Tempo::Dense } else { Tempo::Sparse };
         let mode = draw_mode(&chance);
+        // Whoever joins reads all slots: most volumes have few, so that joining is cheap.
+        let slots = *chance.pick(&[16, 16, 64, 64, 64, 1024]);
         let hosts = match tempo {
             Tempo::Dense => *chance.pick(&[1, 2, 2, 3, 3, 4, 5, 6, 8]),
             Tempo::Sparse => chance.between(1, 4),
@@ -253,11 +257,12 @@ impl Parameters {
                 seed,
                 hosts: usize::try_from(hosts).unwrap_or(1),
                 workers: usize::try_from(workers).unwrap_or(1),
-                disk: draw_disk(&chance, seed, hosts),
+                disk: draw_disk(&chance, seed, hosts, slots),
                 verbose: false,
             },
             mode,
             tempo,
+            slots,
             timing: if chance.percent(70) { Timing::FAST } else { Timing::CALM },
             rates: draw_rates(&chance, tempo, mode),
             duration: match (tempo, chance.below(10)) {
@@ -361,11 +366,11 @@ fn draw_kinds(chance: &Chance, workers: u64) -> Vec<Kind> {
     (0..workers).map(draw).collect()
 }
 
-fn draw_disk(chance: &Chance, seed: u64, hosts: u64) -> DiskModel {
+fn draw_disk(chance: &Chance, seed: u64, hosts: u64, slots: u32) -> DiskModel {
     let unit = *chance.pick(&[512, 512, 512, 4096]);
     let size = if chance.percent(15) {
         // A tiny volume is full all the time: every host has a journal, little is left.
-        let heads = (4 << 20) + 1024 * 8 * u64::from(unit);
+        let heads = ((4 << 20) + u64::from(slots) * 8 * u64::from(unit)).next_multiple_of(CLUSTER);
         heads + (hosts + chance.between(3, 5)) * CLUSTER
     } else {
         *chance.pick(&[128, 256, 256, 512]) << 20

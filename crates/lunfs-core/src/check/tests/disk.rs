@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use lunfs_format::{
-    BLOCK, BlockNo, Pulse, RECORD, SlotNo, Superblock, Timestamp, Timing, kind, kind_of,
+    BLOCK, BlockNo, Pulse, RECORD, Sizes, SlotNo, Superblock, Timestamp, Timing, kind, kind_of,
 };
 
 use crate::env::{
@@ -169,7 +169,7 @@ pub fn formatted(logical_block: u32) -> (Memory, Superblock) {
         rng: nothing,
     };
     let options =
-        FormatOptions { label: "sample".into(), timing: Timing::FAST, cluster_blocks: None };
+        FormatOptions { label: "sample".into(), timing: Timing::FAST, sizes: Sizes::default() };
     let superblock = block_on(format_volume(&env, &options)).expect("it is formatted");
     (disk, superblock)
 }
