@@ -23,11 +23,14 @@ const SLOTS: u32 = 16;
 /// Hosts that have a journal.
 const HOSTS: usize = 4;
 /// Entries of the directory that the next name turns from one within its descriptor into a node.
-pub const INLINE_FULL: usize = 9;
+pub const INLINE_FULL: usize = 10;
 /// Entries of the directory whose only node the next name splits.
-pub const LEAF_FULL: usize = 16;
-/// Entries of the directory whose two nodes become one when a name goes.
-pub const MERGES: usize = 17;
+pub const LEAF_FULL: usize = 17;
+/// Entries of the directory with two leaves, and how many go until they are one leaf again, within
+/// the descriptor.
+pub const TWO_LEAVES: usize = 18;
+/// See [`TWO_LEAVES`].
+pub const MERGES: usize = 14;
 
 /// The file that takes all space, how many file blocks it takes, and where they end.
 pub const FILLER: &str = "filler";
@@ -90,7 +93,7 @@ fn steps() -> Vec<Step> {
     for (name, len) in [("user.small", 20), ("user.tree", 5000)] {
         steps.push(Step::SetXattr { path: "g".into(), name, len, salt: 9 });
     }
-    for (dir, count) in [("i", INLINE_FULL), ("m", LEAF_FULL), ("n", MERGES)] {
+    for (dir, count) in [("i", INLINE_FULL), ("m", LEAF_FULL), ("n", TWO_LEAVES)] {
         steps.extend((0..count).map(|number| create(&long(dir, number), FileKind::File)));
     }
     steps
@@ -231,7 +234,7 @@ mod tests {
         };
         assert_eq!(change("inline-grows", "i"), 1);
         assert_eq!(change("tree-splits", "m"), 2);
-        assert_eq!(change("trees-merge", "n"), -2);
+        assert_eq!(change("trees-merge", "n"), -3);
         assert!(change("xattr-grows-tree", "f") > 0);
         assert!(change("xattr-frees-tree", "g") < 0);
     }
