@@ -10,7 +10,7 @@ use crate::shell;
 
 /// What a slice runs, one after the other: single operations and their recoveries, then pairs.
 const SLICE: &[&[&str]] = &[
-    &["enumerate", "--every", "5", "--second-bound", "2"],
+    &["enumerate", "--every", "7", "--second-bound", "2"],
     &["enumerate", "--pairs", "--every", "97"],
 ];
 /// Everything.
