@@ -124,7 +124,12 @@ impl Volume {
             self.intent.set(Intent { state: PulseState::Joining, journal: joined.journal });
             return Ok(joined);
         }
-        Err(Error::new(Kind::Busy, "no free slot: 1024 hosts have this volume mounted"))
+        let why = format!(
+            "no slot of {} is free: hosts have them, or died in them and were not recovered yet; \
+             try again in a minute, or unmount somewhere",
+            self.sb.slot_count
+        );
+        Err(Error::new(Kind::Busy, why))
     }
 
     fn is_gone(&self, seen: &Seen) -> bool {

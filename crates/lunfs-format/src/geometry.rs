@@ -15,7 +15,8 @@ pub const RENAME_LOCK: BlockNo = BlockNo(260);
 pub const HEARTBEAT_START: BlockNo = BlockNo(1024);
 /// Most slots of a heartbeat region, and as many as there are unless fewer are wished.
 pub const SLOT_COUNT_MAX: u32 = 1024;
-const SLOT_COUNT_MIN: u32 = 16;
+/// Dead hosts keep their slots until somebody recovers them.
+const SLOT_COUNT_MIN: u32 = 64;
 
 /// Slots are counted from zero to here.
 pub(crate) fn is_slot(slot: SlotNo) -> bool {
@@ -71,8 +72,8 @@ pub enum PlanError {
         /// Its blocks.
         found: u32,
     },
-    /// The number of slots is no power of two between 16 and 1024.
-    #[error("{found} hosts: a volume has slots for a power of two from 16 to 1024")]
+    /// The number of slots is no power of two between 64 and 1024.
+    #[error("{found} slots: a volume has a power of two from 64 to 1024")]
     BadSlotCount {
         /// Slots.
         found: u32,
@@ -233,12 +234,12 @@ mod tests {
             Geometry::plan(1024 * MIB, logical_block, sizes)
         };
         for (slots, logical_block, start) in
-            [(16, 512, 2048), (64, 512, 2048), (64, 4096, 2048), (256, 4096, 3072)]
+            [(64, 512, 2048), (128, 512, 2048), (64, 4096, 2048), (256, 4096, 3072)]
         {
             let geometry = of(slots, logical_block).unwrap();
             assert_eq!((geometry.slot_count, geometry.clusters_start), (slots, BlockNo(start)));
         }
-        for found in [0, 8, 100, 2048] {
+        for found in [0, 32, 100, 2048] {
             assert_eq!(of(found, 512), Err(PlanError::BadSlotCount { found }));
         }
     }

@@ -292,7 +292,7 @@ mod tests {
             ("file_block_blocks", 32),
             ("cluster_blocks", 1025),
             ("cluster_blocks", 512),
-            ("slot_count", 8),
+            ("slot_count", 32),
             ("slot_count", 1023),
             ("volume_blocks", 5000),
             ("volume_blocks", u64::MAX),

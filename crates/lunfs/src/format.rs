@@ -28,9 +28,10 @@ pub struct Options {
     /// Create a sparse image of this size, as in 10G; K, M, G, T and P are powers of 1024
     #[arg(long)]
     size: Option<Size>,
-    /// Most hosts at once: a power of two from 16 to 1024. Fewer make joining cheaper
+    /// Slots, one for each host: a power of two from 64 to 1024. Fewer make joining cheaper, but
+    /// hosts that died keep theirs until they are recovered: have twice as many as hosts
     #[arg(long, default_value_t = 1024)]
-    hosts: u32,
+    slots: u32,
     /// How soon a silent host is taken over
     #[arg(long, value_enum, default_value_t = Pace::Fast)]
     timing: Pace,
@@ -126,7 +127,7 @@ fn write(source: &Path, options: &Options) -> Result<Superblock> {
             Pace::Fast => Timing::FAST,
             Pace::Calm => Timing::CALM,
         },
-        sizes: Sizes { cluster_blocks: None, slot_count: Some(options.hosts) },
+        sizes: Sizes { cluster_blocks: None, slot_count: Some(options.slots) },
     };
     runtime::block_on(async move { Ok(lunfs_core::format_volume(&env, &format).await?) })
 }

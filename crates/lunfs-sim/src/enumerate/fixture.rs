@@ -19,7 +19,7 @@ use super::survivor::{Place, guarded};
 /// Blocks of a cluster: the smallest there is.
 const CLUSTER: u32 = 1024;
 /// Slots of the volume: as few as there may be, since whoever joins reads all.
-const SLOTS: u32 = 16;
+const SLOTS: u32 = 64;
 /// Hosts that have a journal.
 const HOSTS: usize = 4;
 /// Entries of the directory that the next name turns from one within its descriptor into a node.

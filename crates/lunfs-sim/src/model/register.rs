@@ -227,6 +227,15 @@ impl<V: Clone + PartialEq> Register<V> {
                 change.durable |= change.by != observer;
             }
         }
+        // What ended in doubt and its own program does not see did not happen, and will not.
+        let failed = |change: &Change<V>| {
+            !change.acknowledged
+                && change.by == observer
+                && change.over.is_some_and(|over| over <= from)
+        };
+        for change in self.changes.iter_mut().filter(|change| !is_seen(change) && failed(change)) {
+            change.gone = change.gone.or(Some(now));
+        }
         // What the observer itself has not made durable can still give way to what was before.
         if self.changes.iter().filter(|change| is_seen(change)).all(|change| change.durable) {
             for change in self.changes.iter_mut().filter(|change| !is_seen(change)) {
@@ -377,6 +386,22 @@ mod tests {
         assert!(seen_now.len() == 2 && seen_now.contains(&zero));
         register.observe(&seen_now, B, (look, 13), &NOBODY);
         assert_eq!(seen(&register, 14, &NOBODY), [1, 0]);
+    }
+
+    /// A write found no space. Its program looked, saw what several earlier changes had made, and
+    /// cut the file: what remains is not what the failed write would have made.
+    #[test]
+    fn what_failed_and_is_not_seen_by_its_own_program_did_not_happen() {
+        let mut register = Register::new(0);
+        let cut = register.begin(0, A, 10, 0);
+        register.acknowledge(cut, 11);
+        let failed = register.begin(7, A, 12, 0);
+        register.doubt(failed, 13);
+        assert_eq!(*register.newest(), 7);
+        let zeroes = register.allowed(14, &NOBODY).into_iter().filter(|(_, value)| **value == 0);
+        let zeroes: Vec<ChangeNo> = zeroes.map(|(change, _)| change).collect();
+        register.observe(&zeroes, A, (14, 15), &NOBODY);
+        assert_eq!(*register.newest(), 0);
     }
 
     #[test]

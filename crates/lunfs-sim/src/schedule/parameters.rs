@@ -243,7 +243,7 @@ impl Parameters {
         let tempo = if chance.percent(75) { Tempo::Dense } else { Tempo::Sparse };
         let mode = draw_mode(&chance);
         // Whoever joins reads all slots: most volumes have few, so that joining is cheap.
-        let slots = *chance.pick(&[16, 16, 64, 64, 64, 1024]);
+        let slots = *chance.pick(&[64, 64, 64, 64, 256, 1024]);
         let hosts = match tempo {
             Tempo::Dense => *chance.pick(&[1, 2, 2, 3, 3, 4, 5, 6, 8]),
             Tempo::Sparse => chance.between(1, 4),
