@@ -12,7 +12,7 @@ mod seek;
 use std::collections::BTreeMap;
 use std::rc::Weak;
 
-use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, Lock, LockObject, RECORD, Sizes};
+use lunfs_format::{Bitmap, BlockNo, Cluster, Geometry, Lock, LockObject, RECORD};
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{ReadGuard, Wish, WishKind};
@@ -441,6 +441,8 @@ impl Volume {
 
 #[cfg(test)]
 mod tests {
+    use lunfs_format::Sizes;
+
     use super::*;
 
     const BLOCKS: u32 = 8192;

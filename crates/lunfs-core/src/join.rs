@@ -186,7 +186,7 @@ impl Volume {
         let orphans = cluster.plus(JOURNAL_ORPHANS);
         if header.is_none() {
             // No header was ever written, so nothing was ever listed either.
-            self.init_orphans(orphans).await?;
+            self.init_orphans(cluster).await?;
         }
         let directory = self.orphan_directory(cluster).await?.ok_or_else(|| {
             Error::damaged(orphans, "the lock of an orphan directory is not here")
@@ -208,8 +208,16 @@ impl Volume {
     }
 
     /// Makes an empty orphan directory: its lock first, ours, then the body it covers.
-    async fn init_orphans(&self, at: BlockNo) -> Result<()> {
-        let birth = self.me().incarnation.0;
+    ///
+    /// Its place may have been another object's while the cluster served for files: it is born
+    /// after all of them, as the header that the cluster had then says (H3), and not before one of
+    /// an earlier life of this slot that got no further.
+    async fn init_orphans(&self, cluster: BlockNo) -> Result<()> {
+        let at = cluster.plus(JOURNAL_ORPHANS);
+        let bytes = self.io.read(cluster.plus(1), 1).await?;
+        let header = Cluster::decode(&bytes, self.sb.volume, cluster.plus(1))
+            .map_err(|e| Error::corrupt(cluster.plus(1), &e))?;
+        let birth = (header.version.count + 1).max(self.me().incarnation.0);
         let blocks = empty_directory(self.sb.volume, at, birth, self.wall(), self.nonce());
         let lock = Lock {
             mode: LockMode::Exclusive,

@@ -5,7 +5,7 @@ mod support;
 
 use futures_util::future::join;
 use lunfs_core::{Fallocate, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
-use lunfs_format::{BlockNo, Content, Tree};
+use lunfs_format::{BLOCK, BlockNo, Cluster, Content, Lock, Stamp, Tree};
 use support::{
     block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount, pattern,
     served, sleep, within,
@@ -414,6 +414,44 @@ fn a_damaged_lock_is_not_a_deleted_file() {
             lock[100] ^= 4;
             ram.put(id.addr.offset(), &lock);
             b.getattr(id).await.expect("it was there all the time");
+        })
+        .await;
+    });
+}
+
+/// A cluster that had served for files became a journal. Where a file had been deleted lay the new
+/// host's orphan directory, born at the number of its slot's life, which was lower: generations at
+/// an address began again, and who still knew a file of that birth there would have found it.
+#[test]
+fn an_orphan_directory_is_born_after_what_lay_in_its_place() {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            let sb = a.superblock();
+            let geometry = sb.geometry();
+            // The next joiner takes the last empty cluster; ours is behind it.
+            let cluster = geometry.cluster_start(sb.cluster_count - 2);
+            let at = cluster.plus(1);
+            let header = disk.get(at.offset(), BLOCK);
+            let mut header = Cluster::decode(&header, sb.volume, at).expect("a header");
+            header.version.count = 40;
+            let body = header.encode(sb.volume, at);
+            disk.put(at.offset(), &body[..]);
+            let lock = disk.get(cluster.offset(), 512);
+            let mut lock = Lock::decode(&lock, sb.volume, cluster).expect("a lock");
+            lock.stamp = Stamp {
+                version: header.version,
+                checksum: lunfs_format::stored_checksum(&body[..]),
+            };
+            disk.put(cluster.offset(), &lock.encode(sb.volume, cluster)[..]);
+            let b = mount(&env, "b").await;
+            let orphans = cluster.plus(lunfs_format::JOURNAL_ORPHANS);
+            let lock = disk.get(orphans.offset(), 512);
+            let lock = Lock::decode(&lock, sb.volume, orphans).expect("its journal is there");
+            assert_eq!(lock.holder, Some(b.me()));
+            assert!(lock.generation.birth > 40, "{}", lock.generation);
         })
         .await;
     });
