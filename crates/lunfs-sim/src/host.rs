@@ -143,6 +143,7 @@ pub async fn unmount(world: &Rc<World>, owner: Owner, program: &Program, volume:
         Ok(()) => world.model.synced(owner, tick, &world.workers_of(program.host)),
         Err(error) => {
             world.say(owner, || format!("unmount: {error}"));
+            program.has_lost.set(true);
             if world.is_quiet.get() && volume.stopped().is_none() {
                 let text = format!("unmount fails although nothing is wrong: {error}");
                 world.findings.add(owner, text);

@@ -68,6 +68,8 @@ pub struct Program {
     pub leave: Signal,
     /// Raised when its unmount returned.
     pub left: Signal,
+    /// Its unmount said that not everything could be written.
+    pub has_lost: Cell<bool>,
     /// Its workers that still run.
     pub working: Cell<usize>,
     /// How it ended.
@@ -245,6 +247,7 @@ impl World {
             slot: Cell::new(None),
             leave: Signal::default(),
             left: Signal::default(),
+            has_lost: Cell::new(false),
             working: Cell::new(0),
             death: Cell::new(None),
             ended: Signal::default(),
@@ -326,7 +329,8 @@ impl World {
         } else {
             self.disk.orphan(owner);
         }
-        if death != Death::Unmounted {
+        // What an unmount could not write is lost as by a death.
+        if death != Death::Unmounted || program.has_lost.get() {
             self.model.died(owner, &self.workers_of(program.host));
         }
         program.ended.raise();

@@ -22,8 +22,16 @@ type LockOf = Box<dyn Fn(u64) -> Option<BlockNo>>;
 #[derive(Default)]
 pub(super) struct OneWriter {
     lock_of: RefCell<Option<LockOf>>,
-    /// Highest generation seen at each address, with its nonce.
-    generations: RefCell<BTreeMap<BlockNo, (Version, u64)>>,
+    /// The last generation seen at each address.
+    generations: RefCell<BTreeMap<BlockNo, Generation>>,
+}
+
+#[derive(Clone, Copy)]
+struct Generation {
+    version: Version,
+    nonce: u64,
+    /// It was prepared for a new object by this host, and nobody has taken it since.
+    prepared: Option<Holder>,
 }
 
 impl OneWriter {
@@ -61,7 +69,7 @@ impl OneWriter {
             && is_lock
             && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block)
         {
-            self.generation_rises(block, &lock, landing.request)?;
+            self.generation_rises(block, &lock, landing.request, view)?;
             let before = landing
                 .before
                 .and_then(|before| Lock::decode(before, view.known.volume, block).ok());
@@ -91,18 +99,33 @@ impl OneWriter {
     }
 
     /// A lock that is prepared for a new object may repeat the generation of one that was prepared
-    /// there before and never became known: the record that would have named it was lost.
-    fn generation_rises(&self, block: BlockNo, lock: &Lock, by: Request) -> Result<(), String> {
+    /// there before and never became known: the record that would have named it was lost. It may
+    /// even fall, if the one who prepared that one died with two records that nobody ever saw.
+    fn generation_rises(
+        &self,
+        block: BlockNo,
+        lock: &Lock,
+        by: Request,
+        view: &View,
+    ) -> Result<(), String> {
         let mut generations = self.generations.borrow_mut();
-        let new = (lock.generation, lock.nonce);
-        let falls = |known: Version| match by {
-            Request::Compare => lock.generation <= known,
-            _ => lock.generation < known,
+        let is_prepared = by != Request::Compare;
+        let new = Generation {
+            version: lock.generation,
+            nonce: lock.nonce,
+            prepared: lock.holder.filter(|_| is_prepared),
         };
+        let falls = |known: &Generation| match known.prepared {
+            Some(author) if is_prepared && view.is_stale(author) => false,
+            _ if is_prepared => lock.generation < known.version,
+            _ => lock.generation <= known.version,
+        };
+        let same = |known: &Generation| (known.version, known.nonce) == (new.version, new.nonce);
         match generations.get(&block) {
-            Some(&known) if new != known && falls(known.0) => Err(format!(
+            Some(known) if same(known) => Ok(()),
+            Some(known) if falls(known) => Err(format!(
                 "R5: the generation of lock {block} went from {} to {}",
-                known.0, lock.generation
+                known.version, lock.generation
             )),
             _ => {
                 generations.insert(block, new);
