@@ -26,10 +26,10 @@ use crate::io::{Io, Settled};
 use crate::journal::Journal;
 use crate::journal::replay::newest_header;
 use crate::liveness::{Found, Liveness, claim_wait, interval, lease};
-use crate::lock::{Judged, judge};
-use crate::locks::stamp_matches;
+use crate::lock::{Judged, acquired, judge};
+use crate::locks::{Wish, stamp_matches};
 use crate::slots::{Seen, may_join};
-use crate::types::MountOptions;
+use crate::types::{FileId, MountOptions};
 use crate::volume::{Intent, Volume};
 
 /// How often a joiner without place for a journal looks for a cluster that another host let go.
@@ -210,26 +210,58 @@ impl Volume {
     /// Makes an empty orphan directory: its lock first, ours, then the body it covers.
     ///
     /// Its place may have been another object's while the cluster served for files: it is born
-    /// after all of them, as the header that the cluster had then says (H3), and not before one of
-    /// an earlier life of this slot that got no further.
+    /// after all of them, as the header that the cluster had then says (H3).
     async fn init_orphans(&self, cluster: BlockNo) -> Result<()> {
         let at = cluster.plus(JOURNAL_ORPHANS);
         let bytes = self.io.read(cluster.plus(1), 1).await?;
         let header = Cluster::decode(&bytes, self.sb.volume, cluster.plus(1))
             .map_err(|e| Error::corrupt(cluster.plus(1), &e))?;
-        let birth = (header.version.count + 1).max(self.me().incarnation.0);
-        let blocks = empty_directory(self.sb.volume, at, birth, self.wall(), self.nonce());
-        let lock = Lock {
-            mode: LockMode::Exclusive,
-            object: LockObject::Descriptor,
-            holder: Some(self.me()),
-            generation: Version { birth, count: 1 },
-            nonce: self.nonce(),
-            stamp: Stamp::default(),
-            giver: None,
-            payload: 0,
+        let birth = header.version.count + 1;
+        let found = match self.read_lock(at).await {
+            Ok((lock, _)) => lock,
+            // What a file left: nobody can hold what was never an orphan directory.
+            Err(e) if e.kind == Kind::Corrupt => None,
+            Err(e) => return Err(e),
         };
-        self.io.write(at, lock_block(self.sb.volume, at, &lock), true).await?;
+        match found {
+            // An earlier life of this slot got as far as here; whoever recovered it may hold it.
+            Some(lock) if lock.generation.birth == birth => self.inherit_orphans(at, birth).await,
+            Some(_) | None => {
+                let lock = Lock {
+                    mode: LockMode::Exclusive,
+                    object: LockObject::Descriptor,
+                    holder: Some(self.me()),
+                    generation: Version { birth, count: 1 },
+                    nonce: self.nonce(),
+                    stamp: Stamp::default(),
+                    giver: None,
+                    payload: 0,
+                };
+                self.io.write(at, lock_block(self.sb.volume, at, &lock), true).await?;
+                self.write_empty_orphans(at, birth).await
+            }
+        }
+    }
+
+    /// Takes the lock of an orphan directory that is there already, and makes its body if the one
+    /// who made the lock died before that.
+    async fn inherit_orphans(&self, at: BlockNo, birth: u64) -> Result<()> {
+        match self.hold(Wish::from(FileId { addr: at, birth })).await {
+            Err(e) if e.kind == Kind::Corrupt => {}
+            held => return held.map(drop),
+        }
+        let (lock, _) = self.read_lock(at).await?;
+        if let Some(lock) = lock
+            && let Settled::Won =
+                self.swap_lock(at, &lock, &acquired(&lock, self.me(), self.nonce())).await?
+        {
+            return self.write_empty_orphans(at, birth).await;
+        }
+        Err(Error::new(Kind::Busy, format!("the orphan directory at {at} changed; try again")))
+    }
+
+    async fn write_empty_orphans(&self, at: BlockNo, birth: u64) -> Result<()> {
+        let blocks = empty_directory(self.sb.volume, at, birth, self.wall(), self.nonce());
         for (body, bytes) in blocks.into_iter().filter(|(block, _)| *block != at) {
             self.io.write(body, bytes, true).await?;
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::{Either, join, select};
 use lunfs_core::env::Env;
 use lunfs_core::{SetAttr, StopReason};
-use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId};
+use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of};
 use support::moody::{Ask, Asked, Fault, World, moody, why, world};
 use support::{
     beside, block_on, check_clean, env_with_disk, file, formatted, journal_headers, mount, pattern,
@@ -454,5 +454,53 @@ fn one_copy_of_the_superblock_is_enough() {
         disk.when(|asked| (asked.ask == Ask::Read).then_some(Fault::Fail));
         let none = lunfs_core::read_superblock(&env).await.expect_err("nothing can be read");
         assert_eq!(none.kind, lunfs_core::Kind::Io);
+    });
+}
+
+/// A joiner died between its orphan directory and its journal's first header. Whoever recovered it
+/// held the directory's lock to look for orphans; the next joiner of that slot made the directory
+/// again, over a lock that was another host's. When that joiner died, too, the first host still
+/// believed to hold an empty directory, and what was listed in it was freed by nobody.
+#[test]
+fn an_orphan_directory_that_its_recoverer_holds_is_not_made_again() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            disk.when(|asked| {
+                let is_header = kind_of(asked.new) == Some(kind::JOURNAL_HEADER);
+                (asked.ask == Ask::Write && is_header).then_some(Fault::Hang)
+            });
+            let joined = select(Box::pin(mount(&env, "b")), Box::pin(sleep(&env, 2_000))).await;
+            assert!(matches!(joined, Either::Right(_)), "it has no header");
+            drop(joined);
+            disk.well();
+            let hosts = a.hosts().await.expect("reads");
+            let dead = hosts.iter().find(|host| !host.is_self).expect("it began to join").slot;
+            env.fence.leave(dead);
+            sleep(&env, 10_000).await;
+            assert_eq!(a.counters().takeovers, 1);
+            let c = mount(&env, "c").await;
+            assert_eq!(c.slot(), dead, "it has a journal");
+            let before = a.space().await.expect("reads").free;
+            let work = async {
+                let id = c.create(c.root(), b"f", file()).await.expect("works").id;
+                c.write(id, 0, pattern(8 << 20, 1)).await.expect("works");
+                c.open(id);
+                c.unlink(c.root(), b"f").await.expect("works");
+                c.sync().await.expect("works");
+            };
+            beside(c.serve(), work).await;
+            env.fence.leave(dead);
+            sleep(&env, 30_000).await;
+            assert_eq!(a.counters().takeovers, 2);
+            a.space().await.expect("reads");
+            let after = a.space().await.expect("reads").free;
+            assert!(after + 100 > before, "what c had deleted is free: {before}, {after}");
+            a.unmount().await.expect("leaves");
+        };
+        assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+        check_clean(&env).await;
     });
 }
