@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join_all};
-use lunfs_format::{Geometry, Holder, LockObject, PulseState, SlotNo, Superblock, Timestamp};
+use lunfs_format::{Geometry, Holder, PulseState, SlotNo, Superblock, Timestamp};
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::allocate::{Allocator, available_of};
@@ -371,18 +371,10 @@ impl Volume {
         let initialised = self.initialised().await?;
         let to_read = self.alloc.borrow_mut().unread(initialised);
         for chunk in to_read.chunks(32) {
-            let reads = chunk.iter().map(|index| {
-                let start = self.geometry().cluster_start(*index);
-                async move { (*index, start, self.read_lock(start).await) }
-            });
-            for (index, start, answer) in join_all(reads).await {
-                let (lock, body) = answer?;
-                let free = lock
-                    .filter(|l| l.object == LockObject::Cluster)
-                    .and_then(|_| {
-                        lunfs_format::Cluster::decode(&body, self.sb.volume, start.plus(1)).ok()
-                    })
-                    .map_or(0, |c| c.bitmap.count_free());
+            let peeks = chunk.iter().map(async |index| (*index, self.peek_cluster(*index).await));
+            for (index, peek) in join_all(peeks).await {
+                let header = peek?.and_then(|(_, header)| header);
+                let free = header.map_or(0, |header| header.bitmap.count_free());
                 self.alloc.borrow_mut().saw(index, free);
             }
         }
