@@ -112,15 +112,19 @@ pub enum Step {
     Fence,
     /// Puts in place what its journal has.
     Replay,
-    /// Makes that durable.
+    /// Makes durable what is on the disk until then.
     Flush,
 }
 
 /// The order of a takeover. A crash anywhere in it: the slot is still claimed, and the next claimer
 /// begins again.
-pub const STEPS: [Step; 3] = [
+pub const STEPS: [Step; 4] = [
     // After the claim, so that the victim cannot have come back in between.
     Step::Fence,
+    // The last record may have come no further than a cache of the disk when its host died. A power
+    // loss after the first write of the replay could then take it, and leave some of its images:
+    // half a transaction.
+    Step::Flush,
     Step::Replay,
     // Before the slot is free: then its locks are stale, and whoever takes one reads the body.
     Step::Flush,

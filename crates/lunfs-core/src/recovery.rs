@@ -231,7 +231,7 @@ impl Volume {
     /// The steps of a takeover. A crash in any of them: the slot is still claimed, and the next
     /// claimer does all of them again.
     async fn work_off(&self, claim: &Pulse) -> std::result::Result<Replayed, Failure> {
-        let mut done = None;
+        let mut done = Replayed::default();
         for step in STEPS {
             match step {
                 Step::Fence => {
@@ -239,39 +239,31 @@ impl Volume {
                     fenced.map_err(|e| Failure::Fence(e.to_string()))?;
                 }
                 Step::Replay => done = self.replay_claimed(claim).await?,
-                Step::Flush if done.is_none() => {}
                 Step::Flush => self.io.flush().await.map_err(Failure::of)?,
             }
         }
-        Ok(done.unwrap_or_default())
+        Ok(done)
     }
 
-    /// `None`: there is no journal. The dead host may have been a joiner whose does not exist yet.
-    async fn replay_claimed(
-        &self,
-        claim: &Pulse,
-    ) -> std::result::Result<Option<Replayed>, Failure> {
-        let Some(cluster) = claim.journal else { return Ok(None) };
+    /// Nothing is replayed without a journal: a joiner may have died before its own existed.
+    async fn replay_claimed(&self, claim: &Pulse) -> std::result::Result<Replayed, Failure> {
+        let nothing = Ok(Replayed::default());
+        let Some(cluster) = claim.journal else { return nothing };
         if !self.is_journal_of(cluster, claim.slot).await.map_err(Failure::of)? {
-            return Ok(None);
+            return nothing;
         }
         let place = self.journal_place(cluster);
         let dead = dead_of(claim);
         // A joiner has made no progress yet, and may have died before its journal's first header.
         let began = claim.progress > 0;
         let header = replay::header(&self.io, &place, dead, began).await.map_err(Failure::of)?;
-        let Some(header) = header else { return Ok(None) };
+        let Some(header) = header else { return nothing };
         let wanted = replay::read(&self.io, &place, dead, &header).await.map_err(Failure::of)?;
-        // The last record may have come no further than a cache of the disk when its host died. A
-        // power loss after the first of our writes could then take it, and leave some of its
-        // images: half a transaction.
-        self.io.flush().await.map_err(Failure::of)?;
         let done = replay::apply(&self.io, self.sb.volume, dead, &wanted).await;
-        let done = done.map_err(|e| match e {
+        done.map_err(|e| match e {
             Unapplied::Unwritten(e) if e.kind == Kind::Io => Failure::Write(e),
             Unapplied::Unwritten(e) | Unapplied::Unread(e) => Failure::of(e),
-        })?;
-        Ok(Some(done))
+        })
     }
 
     /// Frees the slot after a replay, or hands the claim back, or keeps it. `inherited`: an earlier

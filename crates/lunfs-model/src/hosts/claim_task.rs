@@ -95,7 +95,7 @@ impl State {
             return None;
         };
         let me = self.programs[at].me;
-        match step {
+        match STEPS[usize::from(step)] {
             Step::Fence if !self.fence(claim.of_life(), model) => return None,
             Step::Fence => {}
             Step::Replay if left != [false; LOCKS] || self.replays(me) => return None,
@@ -104,12 +104,11 @@ impl State {
         }
         // Killing others may have changed our place.
         let at = self.at(me)?;
-        match STEPS.iter().skip_while(|s| **s != step).nth(1) {
-            Some(next) => {
-                self.programs[at].claim_task =
-                    ClaimTask::Working { claim, inherited, step: *next, left };
-            }
-            None => self.end(at, claim, inherited, Worked::Done),
+        if usize::from(step) + 1 < STEPS.len() {
+            self.programs[at].claim_task =
+                ClaimTask::Working { claim, inherited, step: step + 1, left };
+        } else {
+            self.end(at, claim, inherited, Worked::Done);
         }
         Some(())
     }
@@ -121,11 +120,12 @@ impl State {
     /// Decides upon one image of the dead journal.
     pub fn apply(&mut self, at: usize, lock: usize) -> Option<()> {
         let by = self.programs[at].me;
-        let ClaimTask::Working { claim, step: Step::Replay, left, .. } =
-            &mut self.programs[at].claim_task
-        else {
+        let ClaimTask::Working { claim, step, left, .. } = &mut self.programs[at].claim_task else {
             return None;
         };
+        if STEPS[usize::from(*step)] != Step::Replay {
+            return None;
+        }
         if !std::mem::replace(&mut left[lock], false) {
             return None;
         }
@@ -203,7 +203,7 @@ impl State {
                 let is_its = journal.life == claim.life;
                 let left = journal.images.map(|image| is_its && image.is_some());
                 self.programs[at].claim_task =
-                    ClaimTask::Working { claim, inherited, step: STEPS[0], left };
+                    ClaimTask::Working { claim, inherited, step: 0, left };
             }
             // `is_later`: it landed, and somebody joined since. Otherwise the slot changed under
             // its claimer.

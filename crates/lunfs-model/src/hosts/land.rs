@@ -1,5 +1,7 @@
 //! What happens when a write reaches its block, and what must never happen then.
 
+use lunfs_core::claim::{STEPS, Step};
+
 use super::state::{
     Author, Broken, ClaimTask, Flight, Journal, LOCKS, LockTask, Stage, State, Swap,
 };
@@ -142,7 +144,7 @@ impl State {
         let mut replaying: Vec<(Life, Life)> = Vec::new();
         for program in self.programs.iter().filter(|p| p.is_running && p.is_admitted) {
             if let ClaimTask::Working { claim, step, .. } = program.claim_task
-                && step > lunfs_core::claim::Step::Fence
+                && STEPS[usize::from(step)] != Step::Fence
             {
                 replaying.push((claim.of_life(), program.me));
             }

@@ -1,7 +1,5 @@
 //! What one moment of a volume and its hosts is.
 
-use lunfs_core::claim::Step;
-
 use crate::image::{Life, LockImage, SlotImage};
 
 /// Slots of the largest volume that is modelled.
@@ -130,7 +128,7 @@ pub enum ClaimTask {
     /// Claims.
     Claiming { claim: SlotImage, inherited: bool, op: Op },
     /// Works off `claim::STEPS`; `left` says by lock which images are not decided upon yet.
-    Working { claim: SlotImage, inherited: bool, step: Step, left: [bool; LOCKS] },
+    Working { claim: SlotImage, inherited: bool, step: u8, left: [bool; LOCKS] },
     /// Frees the slot, or hands the claim back.
     Ending { claim: SlotImage, op: Op },
 }
