@@ -61,6 +61,9 @@ impl Volume {
         let setup = Box::pin(async {
             let done = volume.set_up(joined.journal).await;
             if !matches!(done, Ok(true)) && volume.io.stopped().is_none() {
+                if let Leaving::Stop(dead) = leaving(volume.kept_claim()) {
+                    return Err(volume.stop_with_claim(dead, "it cannot join"));
+                }
                 // Others may use the slot at once. All that was written there was answered.
                 volume.leave_slot().await?;
                 volume.io.close();
@@ -247,7 +250,9 @@ impl Volume {
     /// who made the lock died before that.
     async fn inherit_orphans(&self, at: BlockNo, birth: u64) -> Result<()> {
         match self.hold(Wish::from(FileId { addr: at, birth })).await {
-            Err(e) if e.kind == Kind::Corrupt => {}
+            // No body of this birth: its author died before it wrote one. Or it was a file's that
+            // was never recorded, and a host that met the lock called the file deleted.
+            Err(e) if matches!(e.kind, Kind::Corrupt | Kind::Stale) => {}
             held => return held.map(drop),
         }
         let (lock, _) = self.read_lock(at).await?;
@@ -402,8 +407,12 @@ impl Volume {
             self.io.pass().await?;
         }
         self.drained.set(true);
-        let _recovering = self.recovering.lock().await;
+        // The service would go on with what cannot be written back now, and find space when the
+        // slot is just becoming free.
+        let _alone = self.writing_back.lock().await;
         let written = self.write_back_with_space().await;
+        // After the write-back, which may have to recover a host that holds what it needs.
+        let _recovering = self.recovering.lock().await;
         self.flush_data(self.io.flushes_begun()).await?;
         while !self.journal().is_empty() {
             self.journal().commit(&self.io).await?;
@@ -415,12 +424,7 @@ impl Volume {
                 Ok(()) => "all of this host is durable".to_owned(),
                 Err(e) => format!("not all of this host is durable: {e}"),
             };
-            let why = format!(
-                "{own}; a write for the dead host in slot {dead} failed and may still land: others \
-                 have to take this host over"
-            );
-            self.io.stop(why.clone());
-            return Err(Error::new(Kind::Stopped, why));
+            return Err(self.stop_with_claim(dead, &own));
         }
         self.leave_slot().await?;
         tracing::info!(event = "unmounted", slot = self.slot().0);
@@ -429,6 +433,16 @@ impl Volume {
         self.io.close();
         self.ending.notify_waiters();
         written
+    }
+
+    /// Stops instead of leaving: to free our slot would say that nothing of ours can land any more.
+    fn stop_with_claim(&self, dead: SlotNo, own: &str) -> Error {
+        let why = format!(
+            "{own}; a write for the dead host in slot {dead} failed and may still land: others \
+             have to take this host over"
+        );
+        self.io.stop(why.clone());
+        Error::new(Kind::Stopped, why)
     }
 
     /// Replaces our last image by a free slot. Pulses in flight may come first; each is settled.

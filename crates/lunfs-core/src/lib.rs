@@ -6,6 +6,7 @@
 //! | `io` | the lease gate (R1), settling compare-and-writes in doubt (R2) |
 //! | `liveness` | our own pulses, other hosts' silence (R1..R3): pure decisions |
 //! | `slots` | the heartbeat region: slots and doorbells |
+//! | `last_word` | what the parent of a dead program says: pure decisions |
 //! | `settle` | how a compare-and-write ended (R2): pure decisions |
 //! | `claim` | when and how a dead slot is taken over (R4): pure decisions |
 //! | `recovery` | claim, fence, replay, free |
@@ -36,6 +37,7 @@ mod inode;
 mod io;
 mod join;
 pub mod journal;
+pub mod last_word;
 pub mod liveness;
 pub mod lock;
 mod locks;

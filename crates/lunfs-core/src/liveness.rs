@@ -228,23 +228,6 @@ impl Observation {
     }
 }
 
-/// What the parent of a dead program writes into its slot, once its I/O is proven drained: it
-/// replaces the wait, never the fence, and says *program*, not *machine* (N27).
-///
-/// `None`: the slot is no longer that program's to speak for.
-pub fn last_word(found: &Pulse, run: [u8; 16], nonce: u64) -> Option<Pulse> {
-    let speaks = found.run == run && matches!(found.state, PulseState::Joining | PulseState::Live);
-    speaks.then(|| {
-        let mut word = found.clone();
-        word.state = PulseState::Dead;
-        word.program_only = true;
-        word.io_clean = true;
-        word.counter += 1;
-        word.nonce = nonce;
-        word
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use lunfs_format::{Holder, Incarnation, SlotNo};
@@ -383,13 +366,5 @@ mod tests {
             seen.look(&live(), at(second * 1000), at(second * 1000), false);
         }
         assert_eq!(seen.silence(), Duration::ZERO);
-    }
-
-    #[test]
-    fn the_last_word_speaks_only_for_its_own_program() {
-        assert!(last_word(&live(), [8; 16], 1).is_none());
-        let word = last_word(&live(), [9; 16], 1).expect("its own");
-        assert_eq!(word.state, PulseState::Dead);
-        assert!(last_word(&word, [9; 16], 2).is_none());
     }
 }

@@ -413,13 +413,14 @@ impl Volume {
         loop {
             self.dirtied.notified().await;
             self.io.env.clock.sleep(WRITE_BACK_AGE).await;
-            if let Err(e) = self.write_back_with_space().await {
-                if e.kind == Kind::Stopped {
-                    return Err(e);
+            let alone = self.writing_back.lock().await;
+            let written = self.write_back_with_space().await;
+            match &written {
+                Err(e) if e.kind == Kind::Stopped => return written,
+                Err(e) => {
+                    tracing::warn!(event = "write-back", error = %e, "changes stay pending");
                 }
-                tracing::warn!(event = "write-back", error = %e, "changes stay pending");
-                self.note_dirty();
-                self.io.env.clock.sleep(WRITE_BACK_AGE * 4).await;
+                Ok(()) => {}
             }
             self.trim_inodes();
             if self.cache.borrow().len() > CACHE_MAX {
@@ -429,6 +430,11 @@ impl Volume {
                     Err(e) => tracing::warn!(event = "release", error = %e, "locks are kept"),
                     Ok(()) => {}
                 }
+            }
+            drop(alone);
+            if written.is_err() {
+                self.note_dirty();
+                self.io.env.clock.sleep(WRITE_BACK_AGE * 4).await;
             }
         }
     }

@@ -65,12 +65,16 @@ pub struct Volume {
     pub(crate) journal_cell: OnceCell<Rc<Journal>>,
     pub(crate) orphans_cell: OnceCell<FileId>,
     pub(crate) known: RefCell<BTreeMap<SlotNo, u64>>,
+    /// How often one of them has risen: an end of a life was learned of.
+    pub(crate) recoveries_known: Cell<u64>,
     pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
     /// Dead hosts that this one could not recover, and when it may try again.
     pub(crate) unrecovered: RefCell<BTreeMap<Holder, Instant>>,
     /// Slots whose pulse cannot be decoded, and since when.
     pub(crate) damaged: RefCell<BTreeMap<SlotNo, Instant>>,
     pub(crate) recovering: Mutex<()>,
+    /// The service that writes back is at work, or unmount, which it must not disturb.
+    pub(crate) writing_back: Mutex<()>,
     pub(crate) flushing: Mutex<()>,
     pub(crate) dirtied: Notify,
     pub(crate) spawned: mpsc::UnboundedSender<Task>,
@@ -128,10 +132,12 @@ impl Volume {
             journal_cell: OnceCell::new(),
             orphans_cell: OnceCell::new(),
             known: RefCell::default(),
+            recoveries_known: Cell::new(0),
             watches: RefCell::default(),
             unrecovered: RefCell::default(),
             damaged: RefCell::default(),
             recovering: Mutex::new(()),
+            writing_back: Mutex::new(()),
             flushing: Mutex::new(()),
             dirtied: Notify::new(),
             spawned,
@@ -228,8 +234,11 @@ impl Volume {
 
     pub(crate) fn know(&self, slot: SlotNo, incarnation: u64) {
         let mut known = self.known.borrow_mut();
-        let entry = known.entry(slot).or_insert(incarnation);
-        *entry = (*entry).max(incarnation);
+        let entry = known.entry(slot).or_default();
+        if incarnation > *entry {
+            *entry = incarnation;
+            self.recoveries_known.set(self.recoveries_known.get() + 1);
+        }
         let now = *entry;
         // Who was recovered is of no concern any more.
         let mut unrecovered = self.unrecovered.borrow_mut();

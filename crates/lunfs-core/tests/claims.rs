@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join, select};
-use lunfs_core::env::Env;
-use lunfs_core::{FileId, StopReason, Volume};
-use lunfs_format::BlockNo;
+use lunfs_core::env::{Answer, Env, Fence, FenceError, Life};
+use lunfs_core::{
+    Fallocate, FileId, Identity, Kind, MountOptions, SetAttr, StopReason, Volume,
+};
+use lunfs_format::{BlockNo, Pulse, SlotNo};
 use support::moody::{Ask, Fault, Moody, World, why, world};
 use support::{
     beside, block_on, check_clean, directory, file, formatted, journal_headers, mount, pattern,
@@ -39,6 +41,14 @@ struct Death {
 }
 
 async fn death(env: &Env) -> Death {
+    death_after(env, async |_, _, _| {}).await
+}
+
+/// The same. Before it dies, `a` does something beside `c`, in the file that will be in its journal.
+async fn death_after(
+    env: &Env,
+    last: impl AsyncFnOnce(&Volume, &Volume, (FileId, FileId)),
+) -> Death {
     let mut a = polled(env, "a").await;
     let mut b = beside(&mut a.serve, polled(env, "b")).await;
     let mut c = beside(join(&mut a.serve, &mut b.serve), polled(env, "c")).await;
@@ -50,6 +60,7 @@ async fn death(env: &Env) -> Death {
         // From here on the root is locked by the one that dies.
         let victim = a.volume.create(root, b"f", file()).await.expect("works").id;
         a.volume.fsync(victim).await.expect("works");
+        last(&a.volume, c, (victim, own)).await;
         (own, victim)
     };
     let hosts = join(&mut a.serve, join(&mut b.serve, &mut c.serve));
@@ -130,6 +141,95 @@ fn a_block_that_cannot_be_written_stops_one_claimer_not_all() {
         };
         assert_eq!(join(serving_d, story).await.0, StopReason::Unmounted);
         check_clean(&env).await;
+    });
+}
+
+/// A joiner found no place for a journal, recovered dead hosts, and kept the claim of one: a write
+/// of its replay had failed. Then it gave its slot back, which said that nothing of its could land
+/// any more; whoever came next replayed the same journal and went on, under a write still to land.
+#[test]
+fn a_joiner_that_keeps_a_claim_does_not_free_its_slot() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { a, b, c, victim, .. } = death_after(&env, async |a, c, (victim, own)| {
+            a.sync().await.expect("works");
+            let all = 1 << 40;
+            c.setattr(own, SetAttr { size: Some(all), ..SetAttr::default() }).await.expect("works");
+            let allocate = Fallocate::Allocate { keep_size: true };
+            let full = c.fallocate(own, 0, all, allocate).await.expect_err("not that much");
+            assert_eq!(full.kind, Kind::NoSpace);
+            c.sync().await.expect("works");
+            let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+            a.setattr(victim, set).await.expect("works");
+            a.fsync(victim).await.expect("works");
+        })
+        .await;
+        let c = c.volume;
+        env.fence.leave(c.slot());
+        spoil(&disk, victim.addr.plus(1), Fault::Fail);
+        assert!(why(b.serve.await).contains("replay of slot 0 failed"));
+        env.fence.leave(b.volume.slot());
+        drop((a, b.volume, c));
+
+        let identity = Identity { run: [77; 16], ..Identity::default() };
+        let options = MountOptions { name: "d".into(), read_only: false, identity };
+        let refused = Volume::mount(env.clone(), options).await.map(drop);
+        let refused = refused.expect_err("it keeps a claim");
+        assert!(refused.what.contains("may still land"), "{refused}");
+    });
+}
+
+/// A fence that cannot do its work for a while.
+struct Refusing {
+    inner: Rc<dyn Fence>,
+    refuses: Cell<bool>,
+}
+
+impl Fence for Refusing {
+    fn enter(&self, slot: SlotNo) -> Result<bool, FenceError> {
+        self.inner.enter(slot)
+    }
+    fn leave(&self, slot: SlotNo) {
+        self.inner.leave(slot);
+    }
+    fn life(&self, slot: SlotNo) -> Life {
+        self.inner.life(slot)
+    }
+    fn fence(&self, victim: &Pulse) -> Answer<Result<(), FenceError>> {
+        if self.refuses.get() {
+            return Box::pin(async { Err(FenceError("its process lives".to_owned())) });
+        }
+        self.inner.fence(victim)
+    }
+    fn method(&self) -> &'static str {
+        self.inner.method()
+    }
+}
+
+/// A free mark is evidence enough for a claim, and not for a replay: the program may go on under
+/// another name of the disk. So the fence is asked once more when the claim has landed.
+#[test]
+fn a_claim_that_cannot_be_fenced_is_handed_back() {
+    let World { mut env, time, .. } = world();
+    let refuses = Cell::new(true);
+    let fence = Rc::new(Refusing { inner: env.fence.clone(), refuses });
+    env.fence = fence.clone();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { b, c, victim, .. } = death(&env).await;
+        let (b, c) = ((b.volume, b.serve), (c.volume, c.serve));
+        let story = async {
+            sleep(&env, 20_000).await;
+            let of = |v: &Volume| (v.counters().takeovers, v.counters().claims_handed_back);
+            let (of_b, of_c) = (of(&b.0), of(&c.0));
+            assert_eq!(of_b.0 + of_c.0, 0, "replayed without a fence");
+            assert!(of_b.1 + of_c.1 > 0, "nobody tried");
+            fence.refuses.set(false);
+            b.0.getattr(victim).await.expect("what was durable is there");
+            assert_eq!(b.0.counters().takeovers + c.0.counters().takeovers, 1);
+        };
+        beside(join(b.1, c.1), story).await;
     });
 }
 

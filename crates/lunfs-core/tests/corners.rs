@@ -5,7 +5,10 @@ mod support;
 
 use futures_util::future::join;
 use lunfs_core::{Fallocate, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
-use lunfs_format::{BLOCK, BlockNo, Cluster, Content, Lock, Stamp, Tree};
+use lunfs_format::{
+    BLOCK, BlockNo, Cluster, Content, Descriptor, Holder, Incarnation, JOURNAL_ORPHANS, Lock,
+    LockMode, LockObject, SlotNo, Stamp, Tree, Version,
+};
 use support::{
     block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount, pattern,
     served, sleep, within,
@@ -452,6 +455,59 @@ fn an_orphan_directory_is_born_after_what_lay_in_its_place() {
             let lock = Lock::decode(&lock, sb.volume, orphans).expect("its journal is there");
             assert_eq!(lock.holder, Some(b.me()));
             assert!(lock.generation.birth > 40, "{}", lock.generation);
+        })
+        .await;
+    });
+}
+
+/// Where a journal was to begin lay what a create had left that was never recorded: a lock of the
+/// very birth that the orphan directory would have, over the body of a file deleted long ago. The
+/// host called its own orphan directory deleted, and nobody could ever mount in that slot again.
+#[test]
+fn an_orphan_directory_is_made_over_a_create_that_was_never_recorded() {
+    // The second time somebody has called it deleted, as every host did once.
+    for mode in [LockMode::Exclusive, LockMode::Void] {
+        joins_over_what_a_create_left(mode);
+    }
+}
+
+fn joins_over_what_a_create_left(mode: LockMode) {
+    let (env, time, disk) = env_with_disk(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (sb, geometry) = (a.superblock().clone(), a.superblock().geometry());
+        // The next joiner takes the last empty cluster; ours is behind it.
+        let orphans = geometry.cluster_start(sb.cluster_count - 2).plus(JOURNAL_ORPHANS);
+        let of_the_dead = Holder { slot: SlotNo(9), incarnation: Incarnation(0) };
+        let root = a.root();
+        let body = disk.get(root.addr.plus(1).offset(), BLOCK);
+        let mut body = Descriptor::decode(&body, sb.volume, root.addr.plus(1)).expect("the root");
+        (body.kind, body.version) = (lunfs_format::FileKind::Void, Version { birth: 1, count: 7 });
+        body.content = Content::Empty;
+        let lock = Lock {
+            mode,
+            object: LockObject::Descriptor,
+            holder: (mode == LockMode::Exclusive).then_some(of_the_dead),
+            generation: Version { birth: 2, count: 1 },
+            nonce: 77,
+            stamp: Stamp::default(),
+            giver: None,
+            payload: 0,
+        };
+        disk.put(orphans.offset(), &lock.encode(sb.volume, orphans)[..]);
+        let at = orphans.plus(1);
+        disk.put(at.offset(), &body.encode(sb.volume, at)[..]);
+        served(&[&a], async {
+            let b = mount(&env, "b").await;
+            let lock = disk.get(orphans.offset(), 512);
+            let lock = Lock::decode(&lock, sb.volume, orphans).expect("its journal is there");
+            assert_eq!(lock.holder, Some(b.me()));
+            assert_eq!(lock.generation.birth, 2, "the very birth that lay there");
+            served(&[&b], async {
+                b.create(root, b"f", file()).await.expect("works");
+            })
+            .await;
         })
         .await;
     });

@@ -135,8 +135,7 @@ fn a_lock_that_stays_in_doubt_stops_its_holder() {
             a.write(id, 0, pattern(100, 2)).await.expect("works");
             let (is_doubtful, after) = (Cell::new(false), Duration::from_millis(5));
             disk.when(move |asked| match asked.ask {
-                Ask::Swap if asked.at == lock => {
-                    is_doubtful.set(true);
+                Ask::Swap if asked.at == lock && !is_doubtful.replace(true) => {
                     Some(Fault::Doubt { lands: true, after })
                 }
                 Ask::Read if asked.at == lock && asked.len == 512 && is_doubtful.get() => {

@@ -20,10 +20,8 @@ use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use lunfs_core::env::{Compared, Instant};
-use lunfs_core::liveness;
-use lunfs_format::{
-    Incarnation, Pulse, PulseState, RECORD, SUPERBLOCK_COPIES, SlotNo, Superblock, VolumeId,
-};
+use lunfs_core::last_word::{LastWord, Say, Why};
+use lunfs_format::{Incarnation, Pulse, RECORD, SUPERBLOCK_COPIES, SlotNo, Superblock, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::boottime;
@@ -68,20 +66,6 @@ pub enum Ended {
     NothingToSay(Why),
 }
 
-/// Why there is no last word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Why {
-    /// The slot has begun another life.
-    #[error("the slot has a new life")]
-    NewLife,
-    /// Another program runs the slot.
-    #[error("another program has the slot")]
-    OtherProgram,
-    /// The slot's life is over: it was freed, claimed, or has a last word.
-    #[error("the slot is {0:?}")]
-    Over(PulseState),
-}
-
 /// In the daemon: tells the parent, once.
 pub fn announce(mut parent: impl Write, announcement: &Announcement) -> Result<()> {
     let mut line = serde_json::to_vec(announcement).expect("plain numbers become JSON");
@@ -121,24 +105,19 @@ pub fn speak_for(source: &Path, of: &Announcement) -> Result<Ended> {
         )));
     }
     let place = Place { at: geometry.slot_offset(slot), volume: superblock.volume, slot };
-    let mut spoken: Vec<Pulse> = Vec::new();
+    let mut parent = LastWord::new(of.run, Incarnation(of.incarnation));
     for _ in 0..ATTEMPTS_MAX {
         let (image, found) = place.read(&source, superblock.logical_block)?;
-        if spoken.contains(&found) {
-            // An attempt that was answered with an error had landed.
-            return Ok(Ended::LastWord);
-        }
-        let nonce = u64::from_le_bytes(random_bytes());
-        let word = match last_word(&found, of.run, Incarnation(of.incarnation), nonce) {
-            Ok(word) => word,
-            Err(why) => return Ok(Ended::NothingToSay(why)),
+        let word = match parent.look(&found, u64::from_le_bytes(random_bytes())) {
+            Say::Word(word) => word,
+            Say::Said => return Ok(Ended::LastWord),
+            Say::Nothing(why) => return Ok(Ended::NothingToSay(why)),
         };
         match compare_and_write_now(&source, &place.exchange(image, &word)) {
             Ok(Compared::Written) => return Ok(Ended::LastWord),
             Ok(Compared::Miscompare) => {}
             Err(e) => {
                 tracing::warn!(event = "last_word_retry", %slot, "{e}");
-                spoken.push(word);
                 std::thread::sleep(RETRY_PAUSE);
             }
         }
@@ -147,22 +126,6 @@ pub fn speak_for(source: &Path, of: &Announcement) -> Result<Ended> {
         "the last word of slot {slot} could not be written in {ATTEMPTS_MAX} attempts; other hosts \
          will take it over after their usual wait"
     )))
-}
-
-/// What the parent of the dead program `run` puts into its slot, or why it has no say there.
-pub fn last_word(
-    found: &Pulse,
-    run: [u8; 16],
-    incarnation: Incarnation,
-    nonce: u64,
-) -> Result<Pulse, Why> {
-    if found.incarnation != incarnation {
-        return Err(Why::NewLife);
-    }
-    if !matches!(found.state, PulseState::Joining | PulseState::Live) {
-        return Err(Why::Over(found.state));
-    }
-    liveness::last_word(found, run, nonce).ok_or(Why::OtherProgram)
 }
 
 /// A free life mark is the proof: the last reference to the daemon's description is gone.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use lunfs_format::{Geometry, Holder, Sizes, Timing};
+use lunfs_format::{Geometry, Holder, PulseState, Sizes, Timing};
 
 use super::*;
 use crate::scratch::{Scratch, child_argument, hear, say, spawn_child};
@@ -61,20 +61,6 @@ fn said_by_daemon() -> Vec<u8> {
 }
 
 #[test]
-fn the_last_word_changes_what_it_must_and_nothing_else() {
-    let word = last_word(&live(), RUN, Incarnation(4), 77).unwrap();
-    let expected = Pulse {
-        state: PulseState::Dead,
-        program_only: true,
-        io_clean: true,
-        counter: 101,
-        nonce: 77,
-        ..live()
-    };
-    assert_eq!(word, expected);
-}
-
-#[test]
 fn nobody_speaks_for_a_slot_that_is_not_his_any_more() {
     let by = Some(Holder { slot: SlotNo(1), incarnation: Incarnation(1) });
     let claimed = Pulse { state: PulseState::Claimed, claimer: by, ..live() };
@@ -86,7 +72,6 @@ fn nobody_speaks_for_a_slot_that_is_not_his_any_more() {
         (claimed, Why::Over(PulseState::Claimed)),
     ];
     for (found, why) in cases {
-        assert_eq!(last_word(&found, RUN, Incarnation(4), 1), Err(why));
         let scratch = volume_with(&found);
         let ended = speak_for(scratch.path(), &announcement()).unwrap();
         assert_eq!(ended, Ended::NothingToSay(why));

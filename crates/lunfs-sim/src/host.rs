@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use lunfs_core::env::{Clock, Compared, Disk, Instant, IoError};
-use lunfs_core::liveness::last_word;
+use lunfs_core::last_word::{LastWord, Say};
 use lunfs_core::{Identity, MountOptions, StopReason, Volume};
 use lunfs_format::{Pulse, RECORD};
 
@@ -118,7 +118,7 @@ pub async fn mount(
         Ok(volume) => {
             world.mounted(program.host);
             world.say(owner, || format!("mounted as slot {}", volume.slot()));
-            program.slot.set(Some(volume.slot()));
+            program.me.set(Some(volume.me()));
             *program.volume.borrow_mut() = Some(Rc::clone(&volume));
             let (world, program) = (Rc::clone(world), Rc::clone(program));
             let serving = serve(Rc::clone(&world), owner, program, Rc::clone(&volume));
@@ -201,7 +201,7 @@ pub fn session<T: 'static, F: Future<Output = T>>(
 
 /// The parent of a dead program writes its last word, once its I/O is drained.
 async fn speak(world: &Rc<World>, host: usize, owner: Owner, program: &Program) {
-    let Some(slot) = program.slot.get() else { return };
+    let Some(me) = program.me.get() else { return };
     while !world.disk.is_drained(owner) {
         world.executor.sleep(MILLISECOND).await;
     }
@@ -210,17 +210,18 @@ async fn speak(world: &Rc<World>, host: usize, owner: Owner, program: &Program) 
     let clock = world.clock(host);
     let disk = HostDisk::new(&world.disk, parent, clock);
     let Some((volume, geometry)) = world.checkers.volume() else { return };
-    let at = geometry.slot_offset(slot);
+    let at = geometry.slot_offset(me.slot);
+    let mut parent_of = LastWord::new(program.run, me.incarnation);
     for _ in 0..LAST_WORD_ATTEMPTS {
         let Ok(found) = disk.read(at, geometry.logical_block as usize).await else { continue };
-        let Ok(pulse) = Pulse::decode(&found[..RECORD], volume, slot) else { return };
-        let Some(word) = last_word(&pulse, program.run, world.chance.next()) else { return };
+        let Ok(pulse) = Pulse::decode(&found[..RECORD], volume, me.slot) else { return };
+        let Say::Word(word) = parent_of.look(&pulse, world.chance.next()) else { return };
         let mut new = found.clone();
         new[..RECORD].copy_from_slice(&word.encode(volume)[..]);
         match disk.compare_and_write(at, found, new, Instant::FAR).await {
             Ok(Compared::Written) => {
                 world.meet(|met| met.last_words += 1);
-                world.note(parent, "last word", u64::from(slot.0), "");
+                world.note(parent, "last word", u64::from(me.slot.0), "");
                 return;
             }
             Ok(Compared::Miscompare) | Err(IoError::InDoubt(_) | IoError::Failed(_)) => {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use lunfs_core::env::{Clock, Env, Rng};
 use lunfs_core::{Counters, Volume};
-use lunfs_format::SlotNo;
+use lunfs_format::{Holder, SlotNo};
 
 use crate::chance::Chance;
 use crate::checkers::Checkers;
@@ -63,7 +63,7 @@ pub struct Program {
     /// The volume, once mounted.
     pub volume: RefCell<Option<Rc<Volume>>>,
     /// Its slot, once mounted.
-    pub slot: Cell<Option<SlotNo>>,
+    pub me: Cell<Option<Holder>>,
     /// Raised when it is asked to unmount.
     pub leave: Signal,
     /// Raised when its unmount returned.
@@ -244,7 +244,7 @@ impl World {
             host,
             run,
             volume: RefCell::new(None),
-            slot: Cell::new(None),
+            me: Cell::new(None),
             leave: Signal::default(),
             left: Signal::default(),
             has_lost: Cell::new(false),

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lunfs_core::FormatOptions;
-use lunfs_format::{Sizes, Superblock, Timing};
+use lunfs_core::env::Disk as _;
+use lunfs_format::{Geometry, Sizes, Superblock, Timing};
 use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::{format_guard, identity};
 use rustix::fs::FallocateFlags;
@@ -58,6 +59,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let source = place::source(&options.source)?;
     if !is_new {
         guard(&source, options.force)?;
+        refuse_impossible(&source, options)?;
     }
     match write(&source, options) {
         Ok(superblock) => {
@@ -95,6 +97,7 @@ fn make_image(options: &Options) -> Result<bool> {
                 bail!("{shown} is a device: its size is what it is, leave out --size");
             }
             guard(path, options.force)?;
+            refuse_impossible(path, options)?;
             let image = File::options().write(true).open(path);
             let image = image.with_context(|| format!("cannot open {shown}"))?;
             image.set_len(size).with_context(|| format!("cannot make {shown} so large"))?;
@@ -102,6 +105,20 @@ fn make_image(options: &Options) -> Result<bool> {
         }
         Err(error) => Err(error).with_context(|| format!("cannot create {shown}")),
     }
+}
+
+/// What cannot become a volume is refused while it is still what it was.
+fn refuse_impossible(source: &Path, options: &Options) -> Result<()> {
+    let about = UringDisk::open(source, Access::ReadOnly)?.capabilities();
+    let size = options.size.map_or(about.size, |Size(size)| size);
+    match Geometry::plan(size, about.logical_block, sizes(options)) {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("{}: {error}; nothing was written", source.display()),
+    }
+}
+
+fn sizes(options: &Options) -> Sizes {
+    Sizes { cluster_blocks: None, slot_count: Some(options.slots) }
 }
 
 fn guard(source: &Path, force: bool) -> Result<()> {
@@ -127,7 +144,7 @@ fn write(source: &Path, options: &Options) -> Result<Superblock> {
             Pace::Fast => Timing::FAST,
             Pace::Calm => Timing::CALM,
         },
-        sizes: Sizes { cluster_blocks: None, slot_count: Some(options.slots) },
+        sizes: sizes(options),
     };
     runtime::block_on(async move { Ok(lunfs_core::format_volume(&env, &format).await?) })
 }

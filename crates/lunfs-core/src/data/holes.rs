@@ -202,6 +202,7 @@ impl Volume {
 
     /// The next data or hole at or after `at`.
     pub async fn seek(&self, file: FileId, at: u64, what: Seek) -> Result<u64> {
+        let _operation = self.operation()?;
         self.write_back_id(file).await?;
         self.reading(file, async |view| {
             let size = view.body.size;

@@ -235,13 +235,21 @@ impl Volume {
             return Err(gone());
         }
         match judge(&lock, self.me(), |slot| self.known_incarnation(slot)) {
-            Judged::Free => self.take(entry, &lock, &body, false).await,
-            Judged::Stale(_) => self.take(entry, &lock, &body, true).await,
-            Judged::Ours => {
-                // Handed to us by name, or a compare-and-write of ours landed late (H4).
-                self.install_or_undo(entry, lock, None).await?;
-                Ok(Attempt::Done)
+            // The compare-and-write compares the very image that was read beside this body: if the
+            // stamp binds and matches, the body is current.
+            Judged::Free => {
+                let body = stamp_matches(&lock.stamp, &body).then_some(&body[..]);
+                self.take(entry, &lock, body).await
             }
+            Judged::Stale(_) => {
+                let taken = self.take(entry, &lock, None).await?;
+                self.io.count(|c| c.locks_stale += u64::from(matches!(taken, Attempt::Done)));
+                Ok(taken)
+            }
+            // Handed to us by name, or a compare-and-write of ours landed late (H4). That it can be
+            // read does not make it durable: a power loss could give it back to the one before us,
+            // and leave what we committed under it to no replay. So it is taken like any other.
+            Judged::Ours => self.take(entry, &lock, None).await,
             Judged::Held(holder) => Ok(Attempt::HeldBy(holder, lock.generation)),
             Judged::Gone => Err(gone()),
             Judged::Unsupported => Err(Error::new(
@@ -255,19 +263,12 @@ impl Volume {
         &self,
         entry: &Rc<Entry>,
         lock: &Lock,
-        body: &[u8],
-        stale: bool,
+        body: Option<&[u8]>,
     ) -> Result<Attempt> {
         let mine = acquired(lock, self.me(), self.nonce());
         let won = self.swap_lock(entry.addr, lock, &mine).await?;
         let Settled::Won = won else { return Ok(Attempt::Again) };
-        self.io.count(|c| {
-            c.locks_acquired += 1;
-            c.locks_stale += u64::from(stale);
-        });
-        // The compare-and-write compared the very image that was read beside this body: if the
-        // stamp binds and matches, the body is current.
-        let body = (!stale && stamp_matches(&lock.stamp, body)).then_some(body);
+        self.io.count(|c| c.locks_acquired += 1);
         self.install_or_undo(entry, mine, body).await?;
         Ok(Attempt::Done)
     }
@@ -353,6 +354,10 @@ impl Volume {
             (Meta::Cluster(Rc::new(cluster)), version)
         } else {
             let body = Descriptor::decode(bytes, self.sb.volume, at).map_err(corrupt)?;
+            // What lay here before. The lock alone was written when its author died.
+            if body.version.birth != lock.generation.birth {
+                return Err(Error::damaged(at, "the body of an earlier object is here"));
+            }
             if body.kind == FileKind::Void {
                 return Err(Error::new(Kind::Stale, format!("the file at {} is gone", entry.addr)));
             }

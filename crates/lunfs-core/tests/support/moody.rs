@@ -50,6 +50,8 @@ pub enum Fault {
     /// A compare-and-write that is done, done again, and answered with the miscompare of the
     /// second.
     Twice,
+    /// A read that sees the disk as it is now, and is answered later.
+    Slow(Duration),
     /// A write that is answered with a doubt after a moment, and lands much later.
     Late { answer: Duration, landing: Duration },
 }
@@ -129,8 +131,8 @@ impl Moody {
                 self.ram.put(asked.at, asked.new);
                 Some(Box::pin(std::future::pending()))
             }
-            // What is done twice is the compare-and-write's to answer.
-            Fault::Twice => None,
+            // The compare-and-write's and the read's own to answer.
+            Fault::Twice | Fault::Slow(_) => None,
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
@@ -161,8 +163,15 @@ impl Disk for Moody {
     }
     fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
         self.land();
-        self.fault(Asked { ask: Ask::Read, at, len, new: &[] })
-            .unwrap_or_else(|| self.ram.read(at, len))
+        let asked = Asked { ask: Ask::Read, at, len, new: &[] };
+        if let Some(Fault::Slow(after)) = (*self.rule.borrow())(asked) {
+            let (seen, late) = (self.ram.get(at, len), self.time.sleep(after));
+            return Box::pin(async move {
+                late.await;
+                Ok(seen)
+            });
+        }
+        self.fault(asked).unwrap_or_else(|| self.ram.read(at, len))
     }
     fn write(
         &self,
@@ -213,6 +222,10 @@ impl Disk for Moody {
         }
         if let Some(answer) = self.fault(asked) {
             return answer;
+        }
+        if self.ram.get(at, expect.len()) == expect {
+            // Durable when it is answered, whatever lay there in the cache.
+            self.volatile.borrow_mut().retain(|(old, _)| *old != at);
         }
         self.ram.compare_and_write(at, expect, new, until)
     }

@@ -8,20 +8,20 @@ use super::state::{Broken, Flight, Held, LockTask, Stage, State, Swap};
 use crate::image::{Life, LockImage};
 
 impl State {
-    /// Reads a lock and does what that allows: takes it, or finds that it is ours.
+    /// Reads a lock and takes it, if that allows it.
     pub fn take(&mut self, at: usize, lock: usize) -> Option<()> {
         let me = self.programs[at].me;
         let there = self.locks[lock];
         let slots = self.slots;
         let known = |slot: SlotNo| Some(u64::from(slots[slot.0 as usize].life));
         match judge(&there.lock(), me.holder(), known) {
-            Judged::Free | Judged::Stale(_) => {
+            // One that names us already too: what is seen may not be durable.
+            Judged::Free | Judged::Stale(_) | Judged::Ours => {
                 let new = LockImage::of(&acquired(&there.lock(), me.holder(), 0));
                 let swap = Swap::Lock { lock: lock as u8, expect: there, new };
                 let op = self.swap(me, swap, false);
                 self.programs[at].lock_task = LockTask::Taking { lock: lock as u8, op };
             }
-            Judged::Ours => self.install(at, lock, there.generation),
             Judged::Held(_) | Judged::Gone | Judged::Unsupported => return None,
         }
         Some(())

@@ -3,7 +3,8 @@
 
 use lunfs_core::claim::{Leaving, freed, leaving};
 use lunfs_core::env::Instant;
-use lunfs_core::liveness::{Found, Liveness, last_word};
+use lunfs_core::last_word::last_word;
+use lunfs_core::liveness::{Found, Liveness};
 use lunfs_format::SlotNo;
 
 use super::answer::Told;
@@ -115,7 +116,8 @@ impl State {
         }
         program.has_parent = false;
         let expect = self.slots[me.slot as usize];
-        let word = last_word(&expect.pulse(), me.run(), nonce)?;
+        let life = me.holder().incarnation;
+        let word = last_word(&expect.pulse(), me.run(), life, nonce).ok()?;
         let swap = Swap::Slot { expect, new: SlotImage::of(&word) };
         self.send(Flight::Swap { by: Author::Parent(me), swap });
         Some(())

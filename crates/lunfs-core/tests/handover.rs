@@ -1,0 +1,102 @@
+//! What a host may believe of a lock that it sees.
+
+mod support;
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use futures_util::future::join;
+use lunfs_core::{RenameMode, Volume};
+use lunfs_format::Lock;
+use support::moody::{Ask, Fault, Moody, World, world};
+use support::{block_on, check_clean, file, formatted, mount, pattern, served, sleep, within};
+
+/// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
+fn root_is_given_into_a_cache(disk: &Moody, v: &Volume) {
+    let (volume, root) = (v.superblock().volume, v.root().addr);
+    disk.when(move |asked| {
+        let is_given = asked.ask == Ask::Swap
+            && asked.at == root.offset()
+            && Lock::decode(asked.new, volume, root).is_ok_and(|lock| lock.giver.is_some());
+        is_given.then_some(Fault::Cache)
+    });
+}
+
+/// A lock was given by name, which the one it named saw before it was durable. It renamed a file
+/// over another, durably, and the power failed: the lock was the giver's again. Replay refused the
+/// directory, whose lock another life held, and applied the rest: the name led to a file that was
+/// gone.
+#[test]
+fn a_lock_that_was_given_is_durable_before_what_is_committed_under_it() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
+        let root = b.root();
+        served(&[&a, &b], async {
+            let old = b.create(root, b"old", file()).await.expect("works").id;
+            b.write(old, 0, pattern(9000, 1)).await.expect("works");
+            let new = b.create(root, b"new", file()).await.expect("works").id;
+            b.write(new, 0, pattern(5000, 2)).await.expect("works");
+            b.sync().await.expect("works");
+            a.create(root, b"of a", file()).await.expect("works");
+            a.sync().await.expect("works");
+            root_is_given_into_a_cache(&disk, &a);
+            b.rename(root, b"new", root, b"old", RenameMode::Replace).await.expect("works");
+            b.fsync(root).await.expect("works");
+        })
+        .await;
+        disk.lose_power();
+        disk.well();
+        env.fence.leave(a.slot());
+        env.fence.leave(b.slot());
+        drop((a, b));
+
+        let c = mount(&env, "c").await;
+        let unmounted = async {
+            let kept = c.lookup(root, b"old").await.expect("it was made durable").id;
+            assert_eq!(c.read(kept, 0, 1 << 20).await.expect("reads"), pattern(5000, 2));
+            c.unmount().await.expect("works");
+        };
+        join(c.serve(), unmounted).await;
+        check_clean(&env).await;
+    });
+}
+
+/// A file was read without its lock. The answer came late: when it was looked at, the holder had
+/// died and been recovered, so its lock was stale and seemed to say that all is in place. But the
+/// answer showed the disk as it had been before.
+#[test]
+fn what_was_read_before_a_recovery_is_not_what_it_brought() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
+        let root = a.root();
+        let id = served(&[&a, &b], async {
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(1000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            // In place.
+            sleep(&env, 7000).await;
+            a.write(id, 0, pattern(5000, 2)).await.expect("works");
+            a.fsync(id).await.expect("works");
+            id
+        })
+        .await;
+        let is_first = Cell::new(true);
+        disk.when(move |asked| {
+            let is_it = asked.ask == Ask::Read && asked.at == id.addr.offset();
+            (is_it && is_first.replace(false)).then_some(Fault::Slow(Duration::from_secs(3)))
+        });
+        env.fence.leave(a.slot());
+        let reads = async { b.getattr(id).await.expect("it was made durable").size };
+        let recovers = async {
+            b.create(root, b"other", file()).await.expect("the root was of the dead host");
+            assert_eq!(b.counters().takeovers, 1);
+        };
+        let both = join(reads, within(&env, 2500, recovers));
+        let (size, ()) = served(&[&b], both).await;
+        assert_eq!(size, 5000);
+    });
+}
