@@ -21,6 +21,8 @@ pub struct Totals {
     seeds: u64,
     events: u64,
     time: u64,
+    /// Of all traces, whatever the order in which their seeds ended.
+    hash: u64,
     broken: Vec<u64>,
 }
 
@@ -52,6 +54,7 @@ impl Totals {
         self.counters.add(&outcome.counters);
         self.events += outcome.events;
         self.time += outcome.time;
+        self.hash = self.hash.wrapping_add(outcome.hash);
     }
 
     fn lines(&self) -> Vec<(&'static str, u64)> {
@@ -117,7 +120,8 @@ impl Totals {
     fn json(&self, elapsed: Duration) -> String {
         format!(
             "{{\"seeds\":{},\"virtual_seconds\":{},\"events\":{},\"crashes\":{},\"takeovers\":{},\
-             \"power_losses\":{},\"elapsed_seconds\":{:.1},\"findings\":{},\"broken_seeds\":{:?}}}",
+             \"power_losses\":{},\"elapsed_seconds\":{:.1},\"hash\":\"{:016x}\",\
+             \"findings\":{},\"broken_seeds\":{:?}}}",
             self.seeds,
             self.time / 1_000_000_000,
             self.events,
@@ -125,6 +129,7 @@ impl Totals {
             self.counters.takeovers,
             self.met.power_losses,
             elapsed.as_secs_f64(),
+            self.hash,
             self.broken.len(),
             self.broken,
         )
