@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use futures_util::stream::FuturesUnordered;
-use lunfs_format::{BellState, Pulse, RECORD, SlotNo};
+use lunfs_format::{BellState, Doorbell, Pulse, RECORD, SlotNo};
 
 use crate::env::{Compared, Instant, IoError};
 use crate::error::{Kind, Result};
@@ -268,12 +268,14 @@ impl Volume {
 
     async fn doorbell_loop(&self) -> Result<()> {
         let mut rung = Instant(0);
+        // The slot as a look found it in which nobody had rung.
+        let mut quiet: Option<Vec<u8>> = None;
         loop {
             if self.busy_since[Service::Doorbell as usize].get().is_none() {
                 self.begin_work(Service::Doorbell);
             }
-            let bells = match self.region.read_with_bells(&self.io, self.slot()).await {
-                Ok((_, bells)) => bells,
+            let whole = match self.region.read_whole(&self.io, self.slot()).await {
+                Ok(whole) => whole,
                 Err(e) if e.kind == Kind::Io => {
                     // Reading may work again; if it does not, the host gives itself up in time.
                     self.io.env.clock.sleep(TICK.0).await;
@@ -281,11 +283,11 @@ impl Volume {
                 }
                 Err(e) => return Err(e),
             };
-            let mine = self.me().incarnation;
+            let bells = self.rung_bells(&whole, quiet.as_deref());
+            if bells.is_empty() {
+                quiet = Some(whole);
+            }
             for (entry, bell) in bells {
-                if bell.state != BellState::Rung || bell.target_incarnation != mine {
-                    continue;
-                }
                 let mut served = bell.clone();
                 served.state = BellState::Served;
                 served.nonce = self.nonce();
@@ -308,6 +310,20 @@ impl Volume {
             let lively = rung != Instant(0) && self.now().since(rung) < LIVELY;
             self.io.env.clock.sleep(if lively { TICK.1 } else { TICK.0 }).await;
         }
+    }
+
+    /// The entries of our slot, read whole, at which somebody waits for us. An idle host looks at
+    /// the same bytes again and again: a doorbell as it was in `quiet` rings as little as then.
+    fn rung_bells(&self, whole: &[u8], quiet: Option<&[u8]>) -> Vec<(u32, Doorbell)> {
+        let region = &self.region;
+        let doorbell = region.doorbell(whole);
+        if quiet.is_some_and(|quiet| region.doorbell(quiet) == doorbell) {
+            return Vec::new();
+        }
+        let mut bells = region.bells(self.slot(), doorbell);
+        let mine = self.me().incarnation;
+        bells.retain(|(_, bell)| bell.state == BellState::Rung && bell.target_incarnation == mine);
+        bells
     }
 
     async fn neighbour_loop(&self) -> Result<()> {

@@ -56,22 +56,23 @@ impl Region {
         })
     }
 
-    /// Reads a slot's pulse and doorbell in one read.
-    pub async fn read_with_bells(
-        &self,
-        io: &Io,
-        slot: SlotNo,
-    ) -> Result<(Seen, Vec<(u32, Doorbell)>)> {
-        let bytes = io.read_at(self.geometry.slot_offset(slot), self.geometry.slot_len()).await?;
-        let block = self.logical_block();
-        let bells = (0..DOORBELLS)
-            .filter_map(|entry| {
-                let at = (entry as usize + 1) * block;
-                let bell = Doorbell::decode(&bytes[at..at + RECORD], self.volume, slot, entry);
-                Some((entry, bell.ok()?))
-            })
-            .collect();
-        Ok((self.decode(slot, &bytes), bells))
+    /// Reads a slot, pulse and doorbell, in one read.
+    pub async fn read_whole(&self, io: &Io, slot: SlotNo) -> Result<Vec<u8>> {
+        io.read_at(self.geometry.slot_offset(slot), self.geometry.slot_len()).await
+    }
+
+    /// The doorbell of a slot that was read whole.
+    pub fn doorbell<'a>(&self, whole: &'a [u8]) -> &'a [u8] {
+        &whole[self.logical_block()..]
+    }
+
+    /// The entries of a doorbell that can be read.
+    pub fn bells(&self, slot: SlotNo, doorbell: &[u8]) -> Vec<(u32, Doorbell)> {
+        let entries = (0..DOORBELLS).zip(doorbell.chunks_exact(self.logical_block()));
+        let decoded = entries.filter_map(|(entry, bytes)| {
+            Some((entry, Doorbell::decode(&bytes[..RECORD], self.volume, slot, entry).ok()?))
+        });
+        decoded.collect()
     }
 
     /// Reads slots `first..first+count` in one read.
@@ -108,7 +109,8 @@ impl Region {
 
     /// Puts a request into a doorbell entry of `slot` that is not in use; `false`: all are.
     pub async fn ring(&self, io: &Io, slot: SlotNo, prefer: u32, bell: &Doorbell) -> Result<bool> {
-        let (_, bells) = self.read_with_bells(io, slot).await?;
+        let whole = self.read_whole(io, slot).await?;
+        let bells = self.bells(slot, self.doorbell(&whole));
         let order = (0..DOORBELLS).map(|i| (i + prefer) % DOORBELLS);
         for entry in order {
             let Some((_, old)) = bells.iter().find(|(e, _)| *e == entry) else { continue };

@@ -22,8 +22,9 @@ pub fn is_blank(bytes: &[u8]) -> bool {
 /// What the checksum field of `bytes` should be: the CRC of all bytes with that field zero.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     let (magic, rest) = bytes.split_at(BEFORE.min(bytes.len()));
-    let crc = crc32c::crc32c_append(crc32c::crc32c(magic), &[0; FIELD]);
-    crc32c::crc32c_append(crc, rest.get(FIELD..).unwrap_or_default())
+    let mut head = [0; BEFORE + FIELD];
+    head.iter_mut().zip(magic).for_each(|(to, from)| *to = *from);
+    crc32c::crc32c_append(crc32c::crc32c(&head), rest.get(FIELD..).unwrap_or_default())
 }
 
 /// Fills the checksum field of `bytes`.
