@@ -45,15 +45,17 @@ impl HostClock {
 
     /// What it shows at world time `world`.
     pub fn at(&self, world: u64) -> Instant {
-        let own = u128::from(world) * u128::from(self.rate) / u128::from(BILLION);
-        Instant(self.offset.saturating_add(u64::try_from(own).unwrap_or(u64::MAX)))
+        // Second by second, so that nothing overflows: a rate is below two billion.
+        let (seconds, rest) = (world / BILLION, world % BILLION);
+        let own = seconds.saturating_mul(self.rate).saturating_add(rest * self.rate / BILLION);
+        Instant(self.offset.saturating_add(own))
     }
 
     /// The first moment of world time at which it shows `at` or later.
     pub fn world(&self, at: Instant) -> u64 {
-        let own = u128::from(at.0.saturating_sub(self.offset));
-        let world = (own * u128::from(BILLION)).div_ceil(u128::from(self.rate));
-        u64::try_from(world).unwrap_or(u64::MAX)
+        let own = at.0.saturating_sub(self.offset);
+        let (seconds, rest) = (own / self.rate, own % self.rate);
+        seconds.saturating_mul(BILLION).saturating_add((rest * BILLION).div_ceil(self.rate))
     }
 }
 

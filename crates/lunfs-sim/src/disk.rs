@@ -18,6 +18,7 @@ mod losses;
 pub mod medium;
 mod op;
 mod plan;
+mod reads;
 mod reply;
 mod spoiled;
 pub mod watch;
@@ -37,6 +38,7 @@ use faults::{Fate, Latency, MILLISECOND, Rates, Request, Truth};
 use medium::{Before, Medium};
 use op::{Answer, Op, Outcome, Wanted};
 use plan::{Step, Units, Verdict};
+use reads::Reads;
 use reply::{Wait, reply};
 use spoiled::Spoiled;
 use watch::{Landing, Submission, Watch};
@@ -51,6 +53,7 @@ type Trigger = (u32, Option<Request>, Box<dyn FnOnce()>);
 struct Inner {
     medium: Medium,
     ops: BTreeMap<u64, Op>,
+    reads: Reads,
     next_op: u64,
     rates: Rates,
     latency: Latency,
@@ -65,6 +68,11 @@ impl Inner {
     fn next_order(&mut self) -> u64 {
         self.order += 1;
         self.order
+    }
+
+    /// The whole medium is about to change.
+    fn keep_reads(&mut self) {
+        self.reads.keep(&self.medium, &mut self.ops, &(0..u64::MAX));
     }
 }
 
@@ -116,6 +124,7 @@ impl SharedDisk {
             inner: RefCell::new(Inner {
                 medium: Medium::new(model.unit as usize, model.before, model.writes_through),
                 ops: BTreeMap::new(),
+                reads: Reads::default(),
                 next_op: 0,
                 rates: Rates::NONE,
                 latency: model.latency,
@@ -250,7 +259,7 @@ impl SharedDisk {
                     answered: Rc::new(Cell::new(u64::MAX)),
                     called,
                     touched: Vec::new(),
-                    buffer: Vec::new(),
+                    buffer: None,
                     compared: None,
                     epoch: 0,
                     steps: Vec::new(),
@@ -307,8 +316,8 @@ impl SharedDisk {
             let Some(op) = ops.get_mut(&number).filter(|op| op.held) else { return };
             op.held = false;
             let (request, fua) = (op.wanted.request, op.wanted.fua);
-            let is_spoiled = request == Request::Write
-                && spoiled::meets(spoiled, op.owner, op.unit..op.unit + u64::from(op.count));
+            let is_spoiled =
+                request == Request::Write && spoiled::meets(spoiled, op.owner, op.blocks());
             let fate = match is_spoiled {
                 true => Fate::InDoubt(Truth::draw(&self.chance)),
                 false => request.fate(rates, &self.chance),
@@ -356,13 +365,15 @@ impl SharedDisk {
 
     fn touch(&self, number: u64, units: Units) {
         let mut inner = self.inner.borrow_mut();
-        let Inner { medium, ops, .. } = &mut *inner;
+        let Inner { medium, ops, reads, .. } = &mut *inner;
         let Some(op) = ops.get_mut(&number) else { return };
         if op.wanted.request == Request::Read {
-            self.fetch(medium, op, &units);
-            op.touched.push(units);
+            reads.fetch(medium, number, op, &units);
             return;
         }
+        let blocks = op.blocks();
+        reads.keep(medium, ops, &blocks);
+        let Some(op) = ops.get_mut(&number) else { return };
         let all = 0..op.count;
         let runs = if let Units::Some(runs) = &units { &runs[..] } else { from_ref(&all) };
         let size = index(self.unit);
@@ -401,21 +412,6 @@ impl SharedDisk {
         watch.landed(&landings);
     }
 
-    /// Blocks of a read are fetched.
-    fn fetch(&self, medium: &Medium, op: &mut Op, units: &Units) {
-        let size = index(self.unit);
-        match units {
-            Units::All => op.buffer = medium.bytes(op.unit, op.count as usize * size),
-            Units::Some(runs) => {
-                op.buffer.resize(op.count as usize * size, 0);
-                for run in runs {
-                    let to = &mut op.buffer[run.start as usize * size..run.end as usize * size];
-                    medium.read(op.unit + u64::from(run.start), to);
-                }
-            }
-        }
-    }
-
     fn harden(&self, number: u64) {
         let mut inner = self.inner.borrow_mut();
         let Inner { medium, ops, .. } = &mut *inner;
@@ -428,7 +424,7 @@ impl SharedDisk {
     fn answer(&self, number: u64, verdict: Verdict) {
         let mut inner = self.inner.borrow_mut();
         let order = inner.next_order();
-        let Inner { medium, ops, rates, .. } = &mut *inner;
+        let Inner { medium, ops, reads, rates, .. } = &mut *inner;
         let Some(op) = ops.get_mut(&number) else { return };
         let doubt = |why: &str| Err(IoError::InDoubt(why.to_owned()));
         let (answer, said) = match verdict {
@@ -438,7 +434,7 @@ impl SharedDisk {
             }
             Verdict::Truth => match op.wanted.request {
                 Request::Read => {
-                    let mut data = std::mem::take(&mut op.buffer);
+                    let mut data = reads.end(medium, number, op);
                     let lies = self.chance.hits(rates.read_lies)
                         && lies::lie(&mut data, op.wanted.at, medium, self.size, &self.chance);
                     self.lies.set(self.lies.get() + u64::from(lies));

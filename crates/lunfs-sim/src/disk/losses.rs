@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use super::medium::Medium;
 use super::plan::{Step, Verdict};
-use super::{DRAIN_MAX, SharedDisk, index, plan};
+use super::reads::Reads;
+use super::{DRAIN_MAX, Inner, SharedDisk, index, plan};
 use crate::executor::Owner;
 
 impl SharedDisk {
@@ -31,6 +32,8 @@ impl SharedDisk {
             inner.triggers.remove(&owner);
             inner.stalled_until.remove(&owner);
             inner.ops.retain(|_, op| op.owner != owner || (op.may_change() && !op.held));
+            let Inner { ops, reads, .. } = &mut *inner;
+            reads.forget(|number| !ops.contains_key(&number));
             for (&number, op) in inner.ops.iter_mut().filter(|(_, op)| op.owner == owner) {
                 op.epoch += 1;
                 let now = self.executor.now();
@@ -55,6 +58,7 @@ impl SharedDisk {
     pub fn lose_power(&self) -> u64 {
         let mut inner = self.inner.borrow_mut();
         let ops = std::mem::take(&mut inner.ops);
+        inner.reads = Reads::default();
         for op in ops.into_values() {
             if !op.may_change() || op.wanted.expect.is_some() {
                 continue;
@@ -93,6 +97,7 @@ impl SharedDisk {
                 }
             }
         }
+        inner.keep_reads();
         let lost = inner.medium.lose_power(&self.chance, percent);
         drop(inner);
         self.trace(Owner::WORLD, "cache", lost, u64::from(percent), "lost");
@@ -106,7 +111,10 @@ impl SharedDisk {
 
     /// The whole disk goes back to an earlier time while hosts live; requests in flight go on (H5).
     pub fn roll_back(&self, to: Medium) {
-        self.inner.borrow_mut().medium = to;
+        let mut inner = self.inner.borrow_mut();
+        inner.keep_reads();
+        inner.medium = to;
+        drop(inner);
         self.trace(Owner::WORLD, "rolls back", 0, 0, "");
     }
 }

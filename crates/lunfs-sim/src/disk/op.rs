@@ -1,5 +1,6 @@
 //! A request on its way through the disk.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use lunfs_core::env::{Compared, Instant, IoError};
@@ -42,9 +43,10 @@ pub(super) struct Op {
     pub answered: Answered,
     /// Its place in the order of calls and answers: what a flush covers.
     pub called: u64,
-    /// Which blocks were touched.
+    /// Which blocks were written.
     pub touched: Vec<Units>,
-    pub buffer: Vec<u8>,
+    /// What a read has fetched, if the medium does not show it any more.
+    pub buffer: Option<Vec<u8>>,
     pub compared: Option<Compared>,
     /// Steps planned under another epoch are void.
     pub epoch: u32,
@@ -54,6 +56,11 @@ pub(super) struct Op {
 }
 
 impl Op {
+    /// Where it lies on the disk, in blocks.
+    pub fn blocks(&self) -> Range<u64> {
+        self.unit..self.unit + u64::from(self.count)
+    }
+
     /// Blocks that were not touched.
     pub fn untouched(&self) -> Vec<u32> {
         let mut is_touched = vec![false; self.count as usize];

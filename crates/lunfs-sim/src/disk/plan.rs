@@ -27,13 +27,16 @@ pub enum Verdict {
     Failed,
 }
 
+/// Blocks in ascending runs.
+pub type Runs = Vec<Range<u32>>;
+
 /// Blocks of a request, counted from its first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Units {
     /// All of them.
     All,
-    /// These, in ascending runs.
-    Some(Vec<Range<u32>>),
+    /// These.
+    Some(Runs),
 }
 
 /// One moment in the life of a request.
@@ -87,38 +90,46 @@ fn touches(steps: &mut Steps, count: u32, only: Option<&[u32]>, window: Window, 
         return;
     }
     let place = |index: u32| only.map_or(index, |only| only[index as usize]);
-    let mut push = |indices: Vec<u32>| {
-        if !indices.is_empty() {
-            let units = Units::Some(runs(indices.into_iter().map(place)));
-            steps.push((when(), Step::Touch(units)));
+    let mut push = |runs: Runs| {
+        if !runs.is_empty() {
+            steps.push((when(), Step::Touch(Units::Some(runs))));
         }
     };
     if chance.percent(50) {
         let each = len.div_ceil(u32::try_from(portions).unwrap_or(1));
         for first in (0..len).step_by(each as usize) {
-            push((first..len.min(first + each)).collect());
+            let indices = first..len.min(first + each);
+            push(match only {
+                Some(only) => runs(only[first as usize..indices.end as usize].iter().copied()),
+                None => Runs::from([indices]),
+            });
         }
         return;
     }
     let piece = len.div_ceil(PIECES_MAX);
-    let mut scattered = vec![Vec::new(); usize::try_from(portions).unwrap_or(1)];
+    let mut scattered = vec![Runs::new(); usize::try_from(portions).unwrap_or(1)];
     for first in (0..len).step_by(piece as usize) {
         let to = chance.index(scattered.len());
-        scattered[to].extend(first..len.min(first + piece));
+        for index in first..len.min(first + piece) {
+            extend(&mut scattered[to], place(index));
+        }
     }
     scattered.into_iter().for_each(push);
 }
 
 /// Ascending numbers as runs.
-fn runs(units: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
-    let mut runs: Vec<Range<u32>> = Vec::new();
-    for unit in units {
-        match runs.last_mut() {
-            Some(last) if last.end == unit => last.end += 1,
-            _ => runs.push(unit..unit + 1),
-        }
-    }
+fn runs(units: impl Iterator<Item = u32>) -> Runs {
+    let mut runs = Runs::new();
+    units.for_each(|unit| extend(&mut runs, unit));
     runs
+}
+
+/// Takes one more number in, greater than all others.
+fn extend(runs: &mut Runs, unit: u32) {
+    match runs.last_mut() {
+        Some(last) if last.end == unit => last.end += 1,
+        _ => runs.push(unit..unit + 1),
+    }
 }
 
 /// Plans a request of `count` blocks.
