@@ -8,19 +8,56 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::chance::{Chance, mix};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Bytes that are looked at together for zeroes.
+const LINE: usize = 64;
 /// Pages that share one place in the table.
 const CHUNK: usize = 256;
 /// Different pages of what somebody else once stored; a prime, so that they do not line up with
 /// anything of ours.
 const GHOSTS: u64 = 31;
 
-type Page = [u8; PAGE];
+static ZEROES: [u8; PAGE] = [0; PAGE];
+
+/// A page, and how much of it there is before the zeroes that it ends with. A slot of 4 KiB is a
+/// record and zeroes, and every host reads all slots again and again.
+#[derive(Clone, Debug)]
+struct Page {
+    bytes: [u8; PAGE],
+    used: usize,
+}
+
+impl Page {
+    fn new(bytes: [u8; PAGE]) -> Page {
+        Page { used: used(&bytes), bytes }
+    }
+
+    fn write(&mut self, from: usize, data: &[u8]) {
+        let end = from + data.len();
+        self.bytes[from..end].copy_from_slice(data);
+        if end >= self.used {
+            self.used = used(&self.bytes[..end]);
+        }
+    }
+
+    /// Some of it: what it holds, and the zeroes behind that.
+    fn parts(&self, range: Range<usize>) -> [&[u8]; 2] {
+        let middle = self.used.clamp(range.start, range.end);
+        [&self.bytes[range.start..middle], &ZEROES[middle..range.end]]
+    }
+}
+
+/// How many bytes there are before the zeroes at the end, to the next 64.
+fn used(bytes: &[u8]) -> usize {
+    let is_used = |line: &[u8]| line.iter().fold(0, |all, byte| all | byte) != 0;
+    bytes.chunks(LINE).rposition(is_used).map_or(0, |last| (last + 1) * LINE)
+}
 
 /// What lies where nobody has written yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,28 +69,28 @@ pub enum Before {
 }
 
 impl Before {
-    fn pages(self) -> Vec<Box<Page>> {
+    fn pages(self) -> Vec<Page> {
         match self {
-            Before::Zeroes => vec![Box::new([0; PAGE])],
+            Before::Zeroes => vec![Page::new(ZEROES)],
             Before::Ghosts(seed) => (0..GHOSTS).map(|number| ghost(seed, number)).collect(),
         }
     }
 }
 
-fn ghost(seed: u64, number: u64) -> Box<Page> {
-    let mut bytes = Box::new([0; PAGE]);
+fn ghost(seed: u64, number: u64) -> Page {
+    let mut bytes = [0; PAGE];
     let start = mix(seed ^ mix(number));
     for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
         word.copy_from_slice(&mix(start.wrapping_add(index as u64)).to_le_bytes());
     }
-    bytes
+    Page::new(bytes)
 }
 
 /// Pages are shared between the medium and its snapshots until one of them is written.
 #[derive(Clone, Debug)]
 struct Pages {
     chunks: Vec<Option<Rc<Vec<Option<Rc<Page>>>>>>,
-    before: Rc<Vec<Box<Page>>>,
+    before: Rc<Vec<Page>>,
 }
 
 impl Pages {
@@ -76,25 +113,21 @@ impl Pages {
         let chunk = self.chunks[page / CHUNK].get_or_insert_with(|| Rc::new(vec![None; CHUNK]));
         let before = &self.before;
         let bytes = Rc::make_mut(chunk)[page % CHUNK]
-            .get_or_insert_with(|| Rc::new(*before[page % before.len()]));
+            .get_or_insert_with(|| Rc::new(before[page % before.len()].clone()));
         Rc::make_mut(bytes)
     }
 
-    /// The bytes from `at` on, `len` of them, page by page.
+    /// The bytes from `at` on, `len` of them, part by part.
     fn parts(&self, at: u64, len: usize) -> impl Iterator<Item = &[u8]> {
-        let (mut at, end) = (index(at), index(at) + len);
-        std::iter::from_fn(move || {
-            let from = at % PAGE;
-            let to = (from + end - at).min(PAGE);
-            let part = (at < end).then(|| &self.page(at / PAGE)[from..to]);
-            at += to - from;
-            part
+        let (at, end) = (index(at), index(at) + len);
+        (at / PAGE..end.div_ceil(PAGE)).flat_map(move |page| {
+            let start = page * PAGE;
+            self.page(page).parts(at.max(start) - start..end.min(start + PAGE) - start)
         })
     }
 
     fn write(&mut self, at: u64, data: &[u8]) {
-        let from = index(at) % PAGE;
-        self.page_mut(index(at) / PAGE)[from..from + data.len()].copy_from_slice(data);
+        self.page_mut(index(at) / PAGE).write(index(at) % PAGE, data);
     }
 }
 
@@ -169,7 +202,7 @@ impl Medium {
     /// One unit as it is now.
     pub fn unit(&self, unit: u64) -> &[u8] {
         let at = index(self.offset(unit));
-        &self.visible.page(at / PAGE)[at % PAGE..at % PAGE + self.unit]
+        &self.visible.page(at / PAGE).bytes[at % PAGE..at % PAGE + self.unit]
     }
 
     /// One unit of a write lands: visible, not yet durable.
@@ -308,6 +341,17 @@ mod tests {
         medium.lose_power(&Chance::new(9), 50);
         let survived = (0..64).filter(|&unit| read(&medium, unit) == 7).count();
         assert!((10..54).contains(&survived), "{survived} of 64 survived");
+    }
+
+    #[test]
+    fn zeroes_at_the_end_of_a_page_are_read_like_all_bytes() {
+        let mut medium = Medium::new(512, Before::Ghosts(5), true);
+        for (unit, value) in [(7, 0), (3, 1), (7, 2), (7, 0), (6, 0), (5, 0), (3, 0), (4, 3)] {
+            medium.land(unit, &bytes(value), 0, &answered(1));
+            assert_eq!(read(&medium, unit), value);
+            let whole = medium.bytes(0, 4096);
+            assert!((0..8).all(|unit| medium.unit(unit) == &whole[unit as usize * 512..][..512]));
+        }
     }
 
     #[test]
