@@ -18,7 +18,8 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::{ReadGuard, Wish, WishKind};
 use crate::volume::Volume;
 
-/// Blocks that only metadata may use, so that what was accepted can always be written back.
+/// Blocks of a cluster that nothing new may use, so that what was accepted can always be written
+/// back, and what is there deleted.
 const METADATA_RESERVE: u32 = 96;
 /// Clusters looked at in one search for a free one.
 const SEARCH_MAX: u64 = 4096;
@@ -226,9 +227,10 @@ impl Drop for Reservation {
 /// What the space is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// New contents, new files: leaves a reserve.
+    /// What somebody asks for and may be refused: contents, files, names, attributes. Leaves a
+    /// reserve.
     New,
-    /// Metadata that something accepted needs: may use the reserve.
+    /// Metadata that something accepted needs, or something given up: may use the reserve.
     Metadata,
 }
 

@@ -4,6 +4,7 @@ use std::ops::Bound;
 
 use lunfs_format::{Descriptor, FileKind as Stored, Tree};
 
+use crate::allocate::Purpose;
 use crate::data::Held;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Wish;
@@ -128,6 +129,8 @@ impl Volume {
         value: Option<&[u8]>,
         mode: XattrMode,
     ) -> Result<()> {
+        // Where nothing else can be had, room can still be made.
+        let purpose = if value.is_some() { Purpose::New } else { Purpose::Metadata };
         self.with_space(async || {
             let guard = self.hold(Wish::from(file)).await?;
             self.write_back(&guard).await?;
@@ -144,7 +147,8 @@ impl Volume {
                 Some(value) => value.chunks(PIECE).collect(),
                 None => Vec::new(),
             };
-            let mut tx = self.begin(4 * (old.len() + new.len()) as u64 + 4).await?;
+            let images = 4 * (old.len() + new.len()) as u64 + 4;
+            let mut tx = self.begin(images, purpose).await?;
             let mut store = tx.tree(file.addr);
             for (key, _) in old.iter().skip(new.len()) {
                 tree::remove(&mut store, &mut body.xattrs, XATTRS_INLINE, key).await?;

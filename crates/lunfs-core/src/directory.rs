@@ -18,6 +18,7 @@ use std::ops::Bound;
 
 use lunfs_format::{Content, Descriptor, EntryValue, LockObject, Tree};
 
+use crate::allocate::Purpose;
 use crate::data::Held;
 use crate::error::{Error, Kind, Result};
 use crate::locks::WriteGuard;
@@ -218,7 +219,7 @@ impl Volume {
             if self.find_held(dir, name).await?.is_some() {
                 return Err(Kind::Exists.into());
             }
-            let mut tx = self.begin(12).await?;
+            let mut tx = self.begin(12, Purpose::New).await?;
             self.insert(&mut tx, &mut parent, name, file, kind).await?;
             body.nlink += 1;
             body.ctime = self.wall();
@@ -291,7 +292,7 @@ impl Volume {
             (true, true) if body.size > 0 => return Err(Kind::NotEmpty.into()),
             _ => {}
         }
-        let mut tx = self.begin(16).await?;
+        let mut tx = self.begin(16, Purpose::Metadata).await?;
         self.remove(&mut tx, &mut parent, name).await?;
         if directory {
             fewer_links(&mut parent)?;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use lunfs_format::{BlockNo, Content, Descriptor, MapEntry, Tree};
 
-use crate::allocate::Reservation;
+use crate::allocate::{Purpose, Reservation};
 use crate::data::FILE_BLOCK;
 use crate::error::{Error, Result};
 use crate::locks::{Wish, WriteGuard};
@@ -191,7 +191,8 @@ impl Volume {
         mut deltas: Vec<(u64, Delta)>,
     ) -> std::result::Result<bool, (Vec<(u64, Delta)>, Error)> {
         let lock = inode.id.addr;
-        let mut tx = match self.begin(IMAGES_PER_DELTA * deltas.len() as u64 + 8).await {
+        let images = IMAGES_PER_DELTA * deltas.len() as u64 + 8;
+        let mut tx = match self.begin(images, Purpose::Metadata).await {
             Ok(tx) => tx,
             Err(e) => return Err((deltas, e)),
         };

@@ -14,6 +14,7 @@ use lunfs_format::{
     BlockNo, Content, Descriptor, FileKind, LockMode, MapEntry, PulseState, SlotNo, Tree, Version,
 };
 
+use crate::allocate::Purpose;
 use crate::data::Held;
 use crate::error::{Error, Kind, Result};
 use crate::lock::voided;
@@ -104,7 +105,7 @@ impl Volume {
             if batch.is_empty() {
                 return Ok(adopted);
             }
-            let mut tx = self.begin(4 * batch.len() as u64).await?;
+            let mut tx = self.begin(4 * batch.len() as u64, Purpose::Metadata).await?;
             for orphan in &batch {
                 tx.unlist_orphan(directory.addr, *orphan);
                 tx.list_orphan(*orphan);
@@ -166,7 +167,7 @@ impl Volume {
         if self.locks.get(addr).is_none_or(|entry| entry.held().is_none()) {
             drop(self.hold(Wish { addr, birth: 0, kind: WishKind::Cluster }).await?);
         }
-        let mut tx = self.begin(8).await?;
+        let mut tx = self.begin(8, Purpose::Metadata).await?;
         tx.unlist_orphan(self.own_orphans().addr, Orphan::Run { start, len });
         tx.free_run(start, len);
         freed_once(tx.finish().await)
@@ -216,7 +217,7 @@ impl Volume {
     /// Frees some of a deleted file's contents; `false`: nothing is left.
     async fn empty_some(&self, id: FileId) -> Result<bool> {
         let mut body = self.current(id);
-        let mut tx = self.begin(BATCH as u64 + 8).await?;
+        let mut tx = self.begin(BATCH as u64 + 8, Purpose::Metadata).await?;
         let tree = match std::mem::replace(&mut body.content, Content::Empty) {
             Content::Tree(tree) => tree,
             Content::Empty | Content::Bytes(_) => Tree::Empty,
@@ -264,7 +265,7 @@ impl Volume {
 
     /// Writes the last body, then makes the lock void: from now on nobody can take this object.
     async fn void(&self, guard: &WriteGuard, id: FileId) -> Result<()> {
-        let mut tx = self.begin(2).await?;
+        let mut tx = self.begin(2, Purpose::Metadata).await?;
         let old = self.current(id);
         let body = Descriptor {
             kind: FileKind::Void,
@@ -301,7 +302,7 @@ impl Volume {
             // it.
             self.swap_lock(id.addr, &lock, &voided(&lock, self.nonce())).await?;
         }
-        let mut tx = self.begin(8).await?;
+        let mut tx = self.begin(8, Purpose::Metadata).await?;
         tx.unlist_orphan(self.own_orphans().addr, Orphan::File(id));
         tx.free_descriptor(id.addr);
         freed_once(tx.finish().await)

@@ -46,6 +46,7 @@ pub struct Transaction<'v> {
     unlisted: Vec<(BlockNo, Orphan)>,
     orphan_guard: Option<WriteGuard>,
     admission: Admission,
+    purpose: Purpose,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +58,8 @@ struct Run {
 }
 
 impl Volume {
-    /// Begins a transaction that will log about `blocks` images.
-    pub(crate) async fn begin(&self, blocks: u64) -> Result<Transaction<'_>> {
+    /// Begins a transaction that will log about `blocks` images, and whose nodes serve `purpose`.
+    pub(crate) async fn begin(&self, blocks: u64, purpose: Purpose) -> Result<Transaction<'_>> {
         let admission = self.journal().admit(&self.io, blocks + SLACK).await?;
         Ok(Transaction {
             volume: self,
@@ -73,6 +74,7 @@ impl Volume {
             unlisted: Vec::new(),
             orphan_guard: None,
             admission,
+            purpose,
         })
     }
 
@@ -141,7 +143,13 @@ impl<'v> Transaction<'v> {
 
     /// The tree operations of one object, on this transaction.
     pub fn tree<'t>(&'t mut self, lock: BlockNo) -> TreeOf<'t, 'v> {
-        TreeOf { tx: self, lock, nodes: 0 }
+        let purpose = self.purpose;
+        TreeOf { tx: self, lock, purpose, nodes: 0 }
+    }
+
+    /// The same of an orphan directory. What it lists is given up, whatever that makes room for.
+    fn orphan_tree<'t>(&'t mut self, lock: BlockNo) -> TreeOf<'t, 'v> {
+        TreeOf { tx: self, lock, purpose: Purpose::Metadata, nodes: 0 }
     }
 
     /// Does what it was admitted for cover another `blocks` images, beside what it may need for
@@ -298,7 +306,7 @@ impl<'v> Transaction<'v> {
         orphan: Orphan,
     ) -> Result<()> {
         let mut tree = content_tree(body);
-        let mut store = self.tree(lock);
+        let mut store = self.orphan_tree(lock);
         tree::insert(&mut store, &mut tree, ORPHANS_INLINE, &orphan.key(), &[]).await?;
         let nodes = store.nodes;
         body.blocks = body.blocks.saturating_add_signed(nodes);
@@ -314,7 +322,7 @@ impl<'v> Transaction<'v> {
         orphan: Orphan,
     ) -> Result<()> {
         let mut tree = content_tree(body);
-        let mut store = self.tree(lock);
+        let mut store = self.orphan_tree(lock);
         let old = tree::remove(&mut store, &mut tree, ORPHANS_INLINE, &orphan.key()).await?;
         if old.is_none() {
             // Somebody else freed it already: freeing it again would free what is there now.
@@ -332,7 +340,7 @@ impl<'v> Transaction<'v> {
             self.gone.insert(run.start);
             let again = Orphan::Run { start: run.start, len: run.len };
             let mut tree = content_tree(body);
-            let mut store = self.tree(lock);
+            let mut store = self.orphan_tree(lock);
             tree::insert(&mut store, &mut tree, ORPHANS_INLINE, &again.key(), &[]).await?;
             body.blocks = body.blocks.saturating_add_signed(store.nodes);
             body.size += 1;
@@ -401,6 +409,7 @@ fn content_tree(body: &mut Descriptor) -> Tree {
 pub struct TreeOf<'t, 'v> {
     tx: &'t mut Transaction<'v>,
     lock: BlockNo,
+    purpose: Purpose,
     /// Node blocks that the operations added (or, negative, gave up).
     pub nodes: i64,
 }
@@ -421,7 +430,7 @@ impl NodeStoreMut for TreeOf<'_, '_> {
     }
 
     async fn allocate(&mut self) -> Result<BlockNo> {
-        let reserved = self.tx.volume.reserve(1, Purpose::Metadata).await?;
+        let reserved = self.tx.volume.reserve(1, self.purpose).await?;
         let at = reserved.start;
         self.tx.births.insert(at, reserved.birth);
         self.tx.reservations.push(reserved);

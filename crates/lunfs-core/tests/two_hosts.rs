@@ -6,13 +6,9 @@ use std::rc::Rc;
 
 use futures_util::future::{join, join_all};
 use lunfs_core::env::Env;
-use lunfs_core::{
-    FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
-};
+use lunfs_core::{FormatOptions, Kind, StopReason, Volume, format_volume};
 use lunfs_format::{Sizes, Timing};
-use support::{
-    Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern, within,
-};
+use support::{Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern};
 
 async fn formatted(env: &Env) {
     let options =
@@ -145,86 +141,6 @@ fn a_survivor_finds_what_the_dead_host_had_synced() {
             assert!(b.counters().images_applied > 0);
         })
         .await;
-    });
-}
-
-/// Makes files of one block of metadata more than they need, until there is no block left for more.
-async fn fill(host: &Volume, directory: FileId) {
-    let mut made = Vec::new();
-    let full = loop {
-        let name = format!("f{}", made.len());
-        match host.create(directory, name.as_bytes(), file()).await {
-            Ok(attr) => made.push(attr.id),
-            Err(e) => break e,
-        }
-    };
-    assert_eq!(full.kind, Kind::NoSpace);
-    for id in made {
-        if let Err(e) = host.set_xattr(id, b"user.x", &[1; 3000], XattrMode::Any).await {
-            assert_eq!(e.kind, Kind::NoSpace);
-            return;
-        }
-    }
-    panic!("an attribute of its own for each file, and the volume is not full");
-}
-
-/// File blocks of which only a grain is written, as many as a descriptor's map holds by itself.
-async fn fill_map(host: &Volume, id: FileId) -> u64 {
-    let mut before = 0;
-    for i in 0.. {
-        host.write(id, i * FILE_BLOCK, pattern(4096, 1)).await.expect("writes");
-        host.fsync(id).await.expect("syncs");
-        let blocks = host.getattr(id).await.expect("attrs").blocks;
-        if blocks - before > 64 {
-            return i;
-        }
-        before = blocks;
-    }
-    unreachable!("a map does not stay small for ever")
-}
-
-const FILE_BLOCK: u64 = 256 << 10;
-
-/// S11: on a full volume another host asks for the only cluster with free blocks, in which a file
-/// here has space reserved. Its map needs one more block when it is written back, and nobody may
-/// reserve any there while the cluster is to be given up: both waited for ever.
-#[test]
-fn a_cluster_that_cannot_be_given_yet_stays_useful() {
-    let (env, time) = env(64 << 20);
-    block_on(&time, async {
-        support::formatted(&env).await;
-        let a = mount(&env, "a").await;
-        let mut serve_a = Box::pin(a.serve());
-        let b = beside(&mut serve_a, mount(&env, "b")).await;
-        let root = a.root();
-        let story = async {
-            let made = a.create(root, b"a", directory()).await.expect("works").id;
-            let others = b.create(root, b"b", directory()).await.expect("works").id;
-            let probe = a.create(made, b"probe", file()).await.expect("works").id;
-            let entries = fill_map(&a, probe).await;
-            a.unlink(made, b"probe").await.expect("works");
-            let large = a.create(made, b"large", file()).await.expect("works").id;
-            for i in 0..entries {
-                a.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
-            }
-            let spare = a.create(made, b"spare", file()).await.expect("works").id;
-            a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
-            a.sync().await.expect("works");
-            fill(&a, made).await;
-            let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
-            a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
-            a.sync().await.expect("works");
-            a.write(large, entries * FILE_BLOCK, pattern(4096, 2)).await.expect("has space");
-            let made = b.create(others, b"x", file());
-            within(&env, 60_000, made).await.expect("gets space in the end");
-            let data = a.read(large, entries * FILE_BLOCK, 4096).await.expect("works");
-            assert_eq!(data, pattern(4096, 2));
-            a.unmount().await.expect("works");
-            b.unmount().await.expect("works");
-        };
-        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
-        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
-        support::check_clean(&env).await;
     });
 }
 

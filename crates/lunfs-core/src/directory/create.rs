@@ -45,7 +45,7 @@ impl Volume {
             return Err(Kind::TooManyLinks.into());
         }
         self.write_back(guard).await?;
-        let mut tx = self.begin(12).await?;
+        let mut tx = self.begin(12, Purpose::New).await?;
         let reserved = self.reserve(2, Purpose::New).await?;
         let id = FileId { addr: reserved.start, birth: reserved.birth };
         let lock = self.init_lock(&reserved).await?;

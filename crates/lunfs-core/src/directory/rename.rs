@@ -8,6 +8,7 @@
 use lunfs_format::{Descriptor, RENAME_LOCK};
 
 use super::{Dir, LINKS_MAX, fewer_links, names_nothing};
+use crate::allocate::Purpose;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Wish, WishKind};
 use crate::types::{FileId, FileKind, RenameMode};
@@ -150,7 +151,7 @@ impl Volume {
         let kind = FileKind::of(from_body.kind).ok_or(Kind::Stale)?;
         let to_body = step.to.map(|to| self.current(to));
         step.judge(kind, to_body.as_ref())?;
-        let mut tx = self.begin(24).await?;
+        let mut tx = self.begin(24, Purpose::New).await?;
         let same = step.dir == step.to_dir;
         let mut source = self.opened(step.dir)?;
         let mut target = if same { None } else { Some(self.opened(step.to_dir)?) };

@@ -1,0 +1,154 @@
+//! Space that is there and was refused, or was not there any more for those it was kept for.
+
+mod support;
+
+use futures_util::future::join;
+use lunfs_core::{
+    FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
+};
+use lunfs_format::{Sizes, Timing};
+use support::{
+    beside, block_on, check_clean, directory, env, file, formatted, mount, pattern, within,
+};
+
+const FILE_BLOCK: u64 = 256 << 10;
+
+/// File blocks of which only a grain is written, as many as a descriptor's map holds by itself.
+async fn fill_map(host: &Volume, id: FileId) -> u64 {
+    let mut before = 0;
+    for i in 0.. {
+        host.write(id, i * FILE_BLOCK, pattern(4096, 1)).await.expect("writes");
+        host.fsync(id).await.expect("syncs");
+        let blocks = host.getattr(id).await.expect("attrs").blocks;
+        if blocks - before > 64 {
+            return i;
+        }
+        before = blocks;
+    }
+    unreachable!("a map does not stay small for ever")
+}
+
+/// Writes to the file in pieces of this size until nothing more fits.
+async fn fill_file(host: &Volume, id: FileId, from: u64, size: usize) -> u64 {
+    for i in from.. {
+        if let Err(e) = host.write(id, i * size as u64, pattern(size, i as u8)).await {
+            assert_eq!(e.kind, Kind::NoSpace, "{e}");
+            return i;
+        }
+    }
+    unreachable!("a volume has an end")
+}
+
+/// Gives each of these files an attribute of this size, until there is no place for one.
+async fn fill_with_attributes(host: &Volume, files: &[FileId], len: usize) {
+    let name = format!("user.{len}");
+    for id in files {
+        let value = pattern(len, 5);
+        if let Err(e) = host.set_xattr(*id, name.as_bytes(), &value, XattrMode::Any).await {
+            assert_eq!(e.kind, Kind::NoSpace, "{e}");
+            return;
+        }
+    }
+    panic!("an attribute for each file, and the volume is not full");
+}
+
+/// What is kept for what was accepted already went to attributes of other files, which any user may
+/// set. A write had its data on the disk and needed one block more for its map: it could never be
+/// written back, its file's lock could not be given to anybody, who wanted to read it waited for as
+/// long as nobody deleted something, and the unmount of its host lost it.
+#[test]
+fn attributes_leave_what_accepted_writes_need() {
+    let (env, time) = env(64 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let mut serve_a = Box::pin(a.serve());
+        let b = beside(&mut serve_a, mount(&env, "b")).await;
+        let story = async {
+            let dir = a.create(a.root(), b"a", directory()).await.expect("works").id;
+            let probe = a.create(dir, b"probe", file()).await.expect("works").id;
+            let entries = fill_map(&a, probe).await;
+            a.unlink(dir, b"probe").await.expect("works");
+            let large = a.create(dir, b"large", file()).await.expect("works").id;
+            for i in 0..entries {
+                a.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
+            }
+            let mut named = Vec::new();
+            for i in 0..400 {
+                let name = format!("f{i}");
+                named.push(a.create(dir, name.as_bytes(), file()).await.expect("works").id);
+            }
+            let spare = a.create(dir, b"spare", file()).await.expect("works").id;
+            a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
+            let full = a.create(dir, b"full", file()).await.expect("works").id;
+            fill_file(&a, full, 0, 1 << 20).await;
+            a.sync().await.expect("works");
+            fill_with_attributes(&a, &named, 60_000).await;
+            fill_with_attributes(&a, &named, 1_500).await;
+            let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
+            a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
+            a.sync().await.expect("works");
+            a.write(large, entries * FILE_BLOCK, pattern(4096, 4)).await.expect("has space");
+            fill_with_attributes(&a, &named, 1_600).await;
+            let read = b.read(large, entries * FILE_BLOCK, 4096);
+            assert!(within(&env, 60_000, read).await.expect("reads") == pattern(4096, 4));
+            a.unlink(dir, b"full").await.expect("a full volume can be emptied");
+            a.unmount().await.expect("loses nothing");
+            b.unmount().await.expect("works");
+        };
+        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
+        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
+        check_clean(&env).await;
+    });
+}
+
+/// S11: on a full volume another host asks for the only cluster with free blocks, in which a file
+/// here has space reserved. Its map needs one more block when it is written back, and nobody may
+/// reserve any there while the cluster is to be given up: both waited for ever.
+#[test]
+fn a_cluster_that_cannot_be_given_yet_stays_useful() {
+    let (env, time) = env(264 << 20);
+    block_on(&time, async {
+        // Four clusters, of which journals take three.
+        let sizes = Sizes { cluster_blocks: Some(16 << 10), slot_count: Some(64) };
+        let options = FormatOptions { label: "t".into(), timing: Timing::FAST, sizes };
+        format_volume(&env, &options).await.expect("formats");
+        let a = mount(&env, "a").await;
+        let mut serve_a = Box::pin(a.serve());
+        let b = beside(&mut serve_a, mount(&env, "b")).await;
+        let c = beside(&mut serve_a, mount(&env, "c")).await;
+        beside(&mut serve_a, join(c.serve(), c.unmount())).await.1.expect("leaves its journal");
+        let root = a.root();
+        let story = async {
+            let made = a.create(root, b"a", directory()).await.expect("works").id;
+            let others = b.create(root, b"b", directory()).await.expect("works").id;
+            let probe = a.create(made, b"probe", file()).await.expect("works").id;
+            let entries = fill_map(&a, probe).await;
+            a.unlink(made, b"probe").await.expect("works");
+            let large = a.create(made, b"large", file()).await.expect("works").id;
+            for i in 0..entries {
+                a.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
+            }
+            let spare = a.create(made, b"spare", file()).await.expect("works").id;
+            a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
+            a.sync().await.expect("works");
+            let full = a.create(made, b"full", file()).await.expect("works").id;
+            let end = fill_file(&a, full, 0, 1 << 20).await;
+            fill_file(&a, full, end << 2, 256 << 10).await;
+            while a.create(made, &env.rng.next().to_le_bytes(), file()).await.is_ok() {}
+            let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
+            a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
+            a.sync().await.expect("works");
+            a.write(large, entries * FILE_BLOCK, pattern(4096, 2)).await.expect("has space");
+            let made = b.create(others, b"x", file());
+            within(&env, 60_000, made).await.expect("gets space in the end");
+            let data = a.read(large, entries * FILE_BLOCK, 4096).await.expect("works");
+            assert_eq!(data, pattern(4096, 2));
+            a.unmount().await.expect("works");
+            b.unmount().await.expect("works");
+        };
+        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
+        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
+        check_clean(&env).await;
+    });
+}
