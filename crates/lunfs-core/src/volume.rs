@@ -315,12 +315,13 @@ impl Volume {
     }
 
     async fn seeking_space<T>(&self, mut op: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        let mut waits = 0;
         for round in 0..SPACE_TRIES {
             match op().await {
                 Err(e) if e.kind == Kind::NoSpace => {
                     if round == 0 {
                         self.settle_freed().await?;
-                    } else if !self.seek_space().await? {
+                    } else if !self.seek_space(&mut waits).await? {
                         return Err(e);
                     }
                 }

@@ -3,12 +3,15 @@
 mod support;
 
 use futures_util::future::join;
+use lunfs_core::env::Env;
 use lunfs_core::{
     FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
 };
 use lunfs_format::{Sizes, Timing};
+use support::moody::{Ask, Fault, moody};
 use support::{
-    beside, block_on, check_clean, directory, env, file, formatted, mount, pattern, within,
+    beside, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
+    sleep, within,
 };
 
 const FILE_BLOCK: u64 = 256 << 10;
@@ -150,5 +153,50 @@ fn a_cluster_that_cannot_be_given_yet_stays_useful() {
         let (ends, ()) = join(join(serve_a, b.serve()), story).await;
         assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
         check_clean(&env).await;
+    });
+}
+
+/// A host had listed runs in a cluster that another one could not give away yet. Freeing them waits
+/// for that cluster, which may take long; a search for space took "it goes on" for an answer in
+/// every one of its rounds, asked nobody else, and said "no space" while a third host had empty
+/// clusters.
+#[test]
+fn who_waits_for_its_own_freed_space_asks_others_all_the_same() {
+    let (env, time, ram) = env_with_disk(64 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let disk = moody(ram, &time);
+        let a = mount(&Env { disk: disk.clone(), ..env.clone() }, "a").await;
+        let mut serve_a = Box::pin(a.serve());
+        let b = beside(&mut serve_a, mount(&env, "b")).await;
+        let mut serve_ab = Box::pin(join(serve_a, b.serve()));
+        let c = beside(&mut serve_ab, mount(&env, "c")).await;
+        let root = a.root();
+        let story = async {
+            // Most of a cluster of a's, with room for one file block more.
+            let shared = a.create(root, b"shared", file()).await.expect("works").id;
+            let other = a.create(root, b"other", file()).await.expect("works").id;
+            a.write(shared, 0, pattern(13 << 18, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let large = c.create(root, b"large", file()).await.expect("works").id;
+            c.write(large, 0, pattern(24 << 20, 2)).await.expect("works");
+            c.sync().await.expect("works");
+            let mine = b.create(root, b"mine", file()).await.expect("works").id;
+            b.sync().await.expect("works");
+            disk.when(|asked| {
+                (asked.ask == Ask::Write && asked.len == 64 << 12).then_some(Fault::Hang)
+            });
+            let hangs = a.write(other, 0, pattern(1 << 18, 3));
+            let rest = async {
+                let end = fill_file(&b, mine, 0, 1 << 18).await;
+                c.unlink(root, b"large").await.expect("works");
+                sleep(&env, 3_000).await;
+                b.unlink(root, b"shared").await.expect("works");
+                let more = b.write(mine, end << 18, pattern(1 << 18, 4));
+                within(&env, 120_000, more).await.expect("c has space");
+            };
+            beside(hangs, rest).await;
+        };
+        beside(join(serve_ab, c.serve()), story).await;
     });
 }

@@ -15,10 +15,24 @@ use crate::volume::Volume;
 /// often it looks meanwhile.
 const SHOWING: Duration = Duration::from_secs(1);
 const SHOWING_LOOKS: u32 = 4;
+/// In which of the rounds that find the freeing of what is listed here still going on others are
+/// asked all the same.
+const ASKED_IN: u32 = 2;
 /// Clusters with free space among which a host chooses.
 const CANDIDATES: usize = 64;
 /// Clusters read at once.
 const PEEKS: usize = 32;
+
+/// What came of freeing what this host has listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freeing {
+    /// Nothing.
+    InVain,
+    /// There is more space now.
+    Freed,
+    /// It has not ended: it may be large, or wait for another host.
+    GoesOn,
+}
 
 impl Volume {
     /// Makes what was freed here usable: it may only wait for its record and for in-place writes.
@@ -28,15 +42,24 @@ impl Volume {
     }
 
     /// Looks for space beyond the clusters of this host, holding nothing. `false`: no host had any
-    /// at a moment after the call began.
-    pub(crate) async fn seek_space(&self) -> Result<bool> {
-        if self.extend_frontier(true).await? || self.has_freed().await {
+    /// at a moment after the call began, and this one frees nothing any more. `waits` counts for
+    /// one operation the calls that found it freeing.
+    pub(crate) async fn seek_space(&self, waits: &mut u32) -> Result<bool> {
+        if self.extend_frontier(true).await? {
+            return Ok(true);
+        }
+        let freeing = self.free_own().await;
+        let goes_on = freeing == Freeing::GoesOn;
+        *waits += u32::from(goes_on);
+        // It may wait for a cluster that its holder cannot give, for longer than an operation looks
+        // for space: a third host may have some meanwhile.
+        if freeing == Freeing::Freed || (goes_on && *waits != ASKED_IN) {
             return Ok(true);
         }
         let called = self.now();
         let mut fruitless = self.space_sought.lock().await;
         if *fruitless >= called {
-            return Ok(false);
+            return Ok(goes_on);
         }
         let began = self.now();
         // The headers on disk are as old as their holders' last checkpoints: who believes them asks
@@ -50,15 +73,15 @@ impl Volume {
             }
         }
         *fruitless = began;
-        Ok(false)
+        Ok(goes_on)
     }
 
-    /// Frees what this host has listed, as others are asked to, and waits for that a while. `true`:
-    /// there is more space now, or may soon be. The work goes on by itself: it may have to wait for
-    /// another host, which nobody who looks for space must have to.
-    async fn has_freed(&self) -> bool {
+    /// Frees what this host has listed, as others are asked to, and waits for that a while. The
+    /// work goes on by itself: it may have to wait for another host, which nobody who looks for
+    /// space must have to.
+    async fn free_own(&self) -> Freeing {
         if !self.has_orphans() {
-            return false;
+            return Freeing::InVain;
         }
         let before = self.alloc.borrow().free_seen();
         let (ended, end) = oneshot::channel::<()>();
@@ -81,7 +104,11 @@ impl Volume {
         };
         let limit = self.io.env.clock.sleep(SHOWING);
         let goes_on = matches!(select(std::pin::pin!(done), limit).await, Either::Right(_));
-        goes_on || self.alloc.borrow().free_seen() > before
+        match self.alloc.borrow().free_seen() > before {
+            true => Freeing::Freed,
+            false if goes_on => Freeing::GoesOn,
+            false => Freeing::InVain,
+        }
     }
 
     /// Asks hosts to show their space. Returns those whose doorbell is full of requests of others.
