@@ -328,6 +328,8 @@ impl Volume {
                     return Ok(true);
                 }
                 Ok(false) => {}
+                // A new host made it its journal behind that look. No file is gone.
+                Err(e) if e.kind == Kind::Stale => self.alloc.borrow_mut().saw(index, 0),
                 // One bad block is no reason to find no space elsewhere.
                 Err(e) if matches!(e.kind, Kind::Io | Kind::Corrupt) => {
                     tracing::warn!(event = "cluster", index, error = %e, "is left alone");

@@ -363,9 +363,8 @@ impl Volume {
             self.inodes.borrow().values().filter(|i| i.is_dirty()).map(|i| i.id).collect();
         let mut first = Ok(());
         for id in dirty {
-            match self.write_back_id(id).await {
+            match self.write_back_living(id).await {
                 Err(e) if e.kind == Kind::Stopped => return Err(e),
-                Err(e) if e.kind == Kind::Stale => {}
                 Err(e) => {
                     let what = format!("file {} cannot be written back: {e}", id.addr);
                     first = first.and(Err(Error::new(e.kind, what)));
@@ -376,7 +375,19 @@ impl Volume {
         first
     }
 
-    /// Space of the volume, as last seen.
+    /// Writes back a file's pending changes; what was pending of a file that is gone went with it.
+    async fn write_back_living(&self, id: FileId) -> Result<()> {
+        if !self.inode(id).is_dirty() {
+            return Ok(());
+        }
+        match self.hold(id).await {
+            // Its own lock says so. Of any other lock the same would be a failure like others.
+            Err(e) if e.kind == Kind::Stale => Ok(()),
+            guard => self.write_back(&guard?).await,
+        }
+    }
+
+    /// Space of the volume, as last seen. A cluster that cannot be read has none.
     pub async fn space(&self) -> Result<Space> {
         let initialised = self.initialised().await?;
         let to_read = self.alloc.borrow_mut().unread(initialised);

@@ -2,16 +2,20 @@
 
 mod support;
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use futures_util::future::join;
 use lunfs_core::env::Env;
 use lunfs_core::{
     FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
 };
-use lunfs_format::{Sizes, Timing};
-use support::moody::{Ask, Fault, moody};
+use lunfs_format::{BLOCK, BlockNo, Lock, LockObject, Sizes, Stamp, Timing};
+use support::moody::{Ask, Fault, World, moody, world};
 use support::{
     beside, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
-    sleep, within,
+    served, sleep, within,
 };
 
 const FILE_BLOCK: u64 = 256 << 10;
@@ -198,5 +202,48 @@ fn who_waits_for_its_own_freed_space_asks_others_all_the_same() {
             beside(hangs, rest).await;
         };
         beside(join(serve_ab, c.serve()), story).await;
+    });
+}
+
+/// A cluster was seen to be free; before its lock was taken, a new host had made it its journal.
+/// "No such file", said the lock that was not the cluster's any more, and the write of a living
+/// file was refused as if that were deleted; what was pending was dropped at unmount without a
+/// word.
+#[test]
+fn a_cluster_that_becomes_a_journal_is_no_deleted_file() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            let (volume, geometry) = (a.superblock().volume, a.superblock().geometry());
+            let (ram, looks) = (disk.ram.clone(), RefCell::new(BTreeMap::new()));
+            let made = Rc::new(Cell::new(false));
+            let is_made = made.clone();
+            disk.when(move |asked| {
+                let at = BlockNo(asked.at / BLOCK as u64);
+                let is_lock =
+                    geometry.cluster_of(at).map(|i| geometry.cluster_start(i)) == Some(at);
+                if asked.ask != Ask::Read || !is_lock || is_made.get() {
+                    return None;
+                }
+                let lock = Lock::decode(&ram.get(asked.at, 512), volume, at).ok()?;
+                let is_free = lock.object == LockObject::Cluster && lock.holder.is_none();
+                *looks.borrow_mut().entry(at).or_insert(0) += u32::from(is_free);
+                if looks.borrow()[&at] == 2 {
+                    let (object, stamp) = (LockObject::Journal, Stamp::default());
+                    let generation = lock.generation.next();
+                    let lock = Lock { object, stamp, generation, payload: 5, ..lock };
+                    ram.put(asked.at, &lock.encode(volume, at)[..]);
+                    is_made.set(true);
+                }
+                None
+            });
+            let id = a.create(a.root(), b"f", file()).await.expect("there are others").id;
+            assert!(made.get(), "the first cluster it looked at became a journal");
+            a.write(id, 0, pattern(1 << 20, 1)).await.expect("works");
+            a.fsync(id).await.expect("works");
+        })
+        .await;
     });
 }
