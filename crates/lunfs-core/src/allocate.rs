@@ -127,6 +127,11 @@ impl Allocator {
         self.seen.insert(index, free);
     }
 
+    /// Remembers that a cluster could not be read, which counts as full; `true`: that is new.
+    pub fn could_not_see(&mut self, index: u64) -> bool {
+        self.seen.insert(index, 0) != Some(0)
+    }
+
     /// Clusters never read so far, and the next few whose reading is to be renewed.
     pub fn unread(&mut self, initialised: u64) -> Vec<u64> {
         let (from, to) = (self.renewed, self.renewed + RENEWED.min(initialised));

@@ -394,9 +394,19 @@ impl Volume {
         for chunk in to_read.chunks(32) {
             let peeks = chunk.iter().map(async |index| (*index, self.peek_cluster(*index).await));
             for (index, peek) in join_all(peeks).await {
-                let header = peek?.and_then(|(_, header)| header);
-                let free = header.map_or(0, |header| header.bitmap.count_free());
-                self.alloc.borrow_mut().saw(index, free);
+                match peek {
+                    Ok(seen) => {
+                        let header = seen.and_then(|(_, header)| header);
+                        let free = header.map_or(0, |header| header.bitmap.count_free());
+                        self.alloc.borrow_mut().saw(index, free);
+                    }
+                    Err(e) if e.kind == Kind::Io => {
+                        if self.alloc.borrow_mut().could_not_see(index) {
+                            tracing::warn!(event = "cluster", index, error = %e, "is not counted");
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
             }
         }
         let per_cluster = self.sb.cluster_blocks - 2;

@@ -11,7 +11,7 @@ use lunfs_core::env::Env;
 use lunfs_core::{
     FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
 };
-use lunfs_format::{BLOCK, BlockNo, Lock, LockObject, Sizes, Stamp, Timing};
+use lunfs_format::{BLOCK, BlockNo, Cluster, Lock, LockObject, Sizes, Stamp, Timing};
 use support::moody::{Ask, Fault, World, moody, world};
 use support::{
     beside, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
@@ -243,6 +243,40 @@ fn a_cluster_that_becomes_a_journal_is_no_deleted_file() {
             assert!(made.get(), "the first cluster it looked at became a journal");
             a.write(id, 0, pattern(1 << 20, 1)).await.expect("works");
             a.fsync(id).await.expect("works");
+        })
+        .await;
+    });
+}
+
+/// One header that the device could not read made `df` fail, while searches for space left that
+/// cluster out.
+#[test]
+fn a_cluster_that_cannot_be_read_has_no_space() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            a.create(a.root(), b"f", file()).await.expect("works");
+            a.sync().await.expect("works");
+            let geometry = a.superblock().geometry();
+            let before = a.space().await.expect("works");
+            let free = |i: &u64| {
+                let at = geometry.cluster_start(*i).plus(1);
+                let bytes = disk.ram.get(at.offset(), BLOCK);
+                let header = Cluster::decode(&bytes, a.superblock().volume, at);
+                header.is_ok_and(|header| header.is_empty())
+            };
+            let index = (1..a.superblock().cluster_count).find(free).expect("an empty one");
+            let lost = geometry.cluster_start(index).offset();
+            disk.when(move |asked| {
+                (asked.ask == Ask::Read && asked.at == lost).then_some(Fault::Fail)
+            });
+            let mut after = a.space().await.expect("all but one can be read");
+            for _ in 0..8 {
+                after = a.space().await.expect("all but one can be read");
+            }
+            assert_eq!(before.free - after.free, u64::from(geometry.cluster_blocks) - 2);
         })
         .await;
     });
