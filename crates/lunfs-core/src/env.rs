@@ -43,6 +43,11 @@ pub enum IoError {
     /// The lease was over before it was submitted: it was not and never will be done.
     #[error("not submitted: the lease is over")]
     TooLate,
+    /// A flush failed, the one that was asked for or the one that belongs to what was: nothing that
+    /// was answered since the last good flush may be believed durable, whatever later ones answer.
+    /// What was asked may have been done.
+    #[error("what is not flushed may be lost: {0}")]
+    Unflushed(String),
 }
 
 /// What a compare-and-write found.
@@ -83,9 +88,11 @@ pub trait Disk {
         fua: bool,
         until: Instant,
     ) -> Answer<Result<(), IoError>>;
-    /// Makes every write answered before this call durable.
+    /// Makes every write answered before this call durable. `Unflushed`, if it or an earlier flush
+    /// has failed, also one beneath a compare-and-write.
     fn flush(&self) -> Answer<Result<(), IoError>>;
-    /// Atomically replaces one logical block if it is `expect`; durable when answered.
+    /// Atomically replaces one logical block if it is `expect`; durable when answered. Where that
+    /// takes a flush, it may fail (`Unflushed`).
     fn compare_and_write(
         &self,
         at: u64,

@@ -119,7 +119,9 @@ impl From<IoError> for Error {
     fn from(e: IoError) -> Error {
         match e {
             IoError::TooLate => Error::new(Kind::Stopped, e.to_string()),
-            IoError::InDoubt(_) | IoError::Failed(_) => Error::new(Kind::Io, e.to_string()),
+            IoError::InDoubt(_) | IoError::Failed(_) | IoError::Unflushed(_) => {
+                Error::new(Kind::Io, e.to_string())
+            }
         }
     }
 }

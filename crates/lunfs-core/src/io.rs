@@ -5,6 +5,7 @@
 //!   when it submits. What was read is delivered only once the lease is open after the read.
 //! - A write that failed or is in doubt stops this host for good: nothing is retried into the
 //!   unknown. A write for a dead host that is being recovered is its recoverer's to care for.
+//! - R11: a flush that failed stops this host for good, also one beneath a compare-and-write.
 //! - A compare-and-write in doubt is settled before its caller learns anything (R2, H4).
 //!
 //! Pulses do not pass here; they are what opens the gate (liveness.rs).
@@ -209,11 +210,15 @@ impl Io {
                 self.flushes_ended.set(self.flushes_ended.get().max(number));
                 Ok(())
             }
-            Err(e) => {
-                self.stop(format!("a flush failed: {e}"));
-                Err(Error::new(Kind::Stopped, e.to_string()))
-            }
+            Err(e) => Err(self.flush_failed(&e)),
         }
+    }
+
+    /// Stops this host after a flush that failed, also one beneath a compare-and-write: what was
+    /// answered before may be lost, and a later flush that succeeds would not say so (R11).
+    pub fn flush_failed(&self, e: &IoError) -> Error {
+        self.stop(format!("a flush failed: {e}"));
+        Error::new(Kind::Stopped, e.to_string())
     }
 
     /// Flushes begun so far. What was answered by now is durable once a later one ended.
@@ -261,6 +266,10 @@ impl Io {
                 Answered::Doubt => doubt = true,
                 Answered::Unlike => {}
                 Answered::Undone => self.env.clock.sleep(RETRY_PAUSE).await,
+                Answered::Unflushed => {
+                    let e = answer.expect_err("only an error says so");
+                    return Err(self.flush_failed(&e));
+                }
             }
             let found = match self.read_record(at).await {
                 Ok(found) => found,

@@ -12,6 +12,7 @@ use lunfs_format::{BellState, Doorbell, Pulse, RECORD, SlotNo};
 use crate::env::{Compared, Instant, IoError};
 use crate::error::{Kind, Result};
 use crate::liveness::{Found, interval, lease_is_open, pulses_well};
+use crate::settle::{Answered, answered};
 use crate::slots::Seen;
 use crate::types::StopReason;
 use crate::volume::{Task, Volume};
@@ -178,7 +179,8 @@ impl Volume {
         };
         let disk = &self.io.env.disk;
         let answer = disk.compare_and_write(offset, pad(&expect), pad(&image), Instant::FAR).await;
-        let seen = if answer == Ok(Compared::Written) {
+        let is_told = matches!(answered(&answer), Answered::Done | Answered::Unflushed);
+        let seen = if is_told {
             None
         } else {
             let confirmed = self.confirmed_counter();
@@ -197,6 +199,11 @@ impl Volume {
     }
 
     fn pulse_answered(&self, pulsed: Pulsed) {
+        if let (Answered::Unflushed, Err(e)) = (answered(&pulsed.answer), &pulsed.answer) {
+            // That the pulse is in the slot does not help: what was answered before it may be lost.
+            self.io.flush_failed(e);
+            return;
+        }
         let mut slot = self.live.borrow_mut();
         let Some(live) = slot.as_mut() else { return };
         if pulsed.answer == Ok(Compared::Written) {

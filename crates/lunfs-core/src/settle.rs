@@ -3,7 +3,8 @@
 //! ```text
 //!                 written
 //!  submitted ------------------------------------------> Won
-//!   ^  |  miscompare, in doubt, failed                    ^
+//!   ^  |  +--- its flush failed ------------------------> stop (R11)
+//!   |  |  miscompare, in doubt, failed                    ^
 //!   |  v                                                  |
 //!   | look --- the new image -----------------------------+
 //!   |  |  +--- neither of the two ----------------------> Lost
@@ -30,6 +31,8 @@ pub enum Answered {
     Doubt,
     /// It was never submitted: wait for the gate again.
     Never,
+    /// Its flush failed, and with it all that was answered before: stop, whatever the block shows.
+    Unflushed,
 }
 
 /// Reads an answer.
@@ -40,6 +43,7 @@ pub fn answered(answer: &Result<Compared, IoError>) -> Answered {
         Err(IoError::Failed(_)) => Answered::Undone,
         Err(IoError::InDoubt(_)) => Answered::Doubt,
         Err(IoError::TooLate) => Answered::Never,
+        Err(IoError::Unflushed(_)) => Answered::Unflushed,
     }
 }
 
@@ -93,6 +97,7 @@ mod tests {
             (Err(IoError::Failed(said())), Answered::Undone),
             (Err(IoError::InDoubt(said())), Answered::Doubt),
             (Err(IoError::TooLate), Answered::Never),
+            (Err(IoError::Unflushed(said())), Answered::Unflushed),
         ];
         for (answer, meaning) in rows {
             assert_eq!(answered(&answer), meaning, "{answer:?}");

@@ -35,6 +35,60 @@ fn a_failed_flush_stops_the_host() {
     });
 }
 
+/// N41: an image file's compare-and-write is flushed by its host, and a flush that failed says so
+/// once: the next one says that all is well. The host found its pulse on the disk, took it for a
+/// good one, flushed again and acknowledged what a power loss then took.
+#[test]
+fn a_pulse_whose_flush_failed_stops_the_host() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10_000, 1)).await.expect("works");
+            let slot = a.superblock().geometry().slot_offset(a.slot());
+            disk.when(move |asked| {
+                (asked.ask == Ask::Swap && asked.at == slot).then_some(Fault::Unflushed)
+            });
+            sleep(&env, 1_500).await;
+            disk.well();
+            a.fsync(id).await.expect_err("what was written may be lost");
+        };
+        let (stopped, ()) = join(a.serve(), story).await;
+        assert!(why(stopped).contains("a flush failed"));
+    });
+}
+
+/// N41: the same where a lock is handed over.
+#[test]
+fn a_lock_whose_flush_failed_stops_its_holder() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let b = mount(&env, "b").await;
+        let story = async {
+            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+            let other = a.create(a.root(), b"g", file()).await.expect("works").id;
+            a.write(id, 0, pattern(10_000, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let lock = id.addr.offset();
+            disk.when(move |asked| {
+                (asked.ask == Ask::Swap && asked.at == lock).then_some(Fault::Unflushed)
+            });
+            // Whoever comes first to that lock: it is given up for b, or taken by it.
+            let read = select(Box::pin(b.read(id, 0, 100)), Box::pin(sleep(&env, 1_000))).await;
+            drop(read);
+            disk.well();
+            a.write(other, 0, pattern(10_000, 2)).await.expect_err("it has stopped");
+            a.fsync(other).await.expect_err("what was written may be lost");
+        };
+        let (stopped, _) = join(a.serve(), select(Box::pin(b.serve()), Box::pin(story))).await;
+        assert!(why(stopped).contains("a flush failed"));
+    });
+}
+
 /// Q21: a write that failed may land later; the host does not go on as if it knew.
 #[test]
 fn a_failed_write_stops_the_host() {

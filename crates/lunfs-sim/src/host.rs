@@ -224,7 +224,8 @@ async fn speak(world: &Rc<World>, host: usize, owner: Owner, program: &Program) 
                 world.note(parent, "last word", u64::from(me.slot.0), "");
                 return;
             }
-            Ok(Compared::Miscompare) | Err(IoError::InDoubt(_) | IoError::Failed(_)) => {
+            Ok(Compared::Miscompare)
+            | Err(IoError::InDoubt(_) | IoError::Failed(_) | IoError::Unflushed(_)) => {
                 clock.sleep(std::time::Duration::from_millis(50)).await;
             }
             Err(IoError::TooLate) => return,

@@ -52,6 +52,8 @@ pub enum Fault {
     Twice,
     /// A read that sees the disk as it is now, and is answered later.
     Slow(Duration),
+    /// A compare-and-write that is done, and whose flush fails.
+    Unflushed,
     /// A write that is answered with a doubt after a moment, and lands much later.
     Late { answer: Duration, landing: Duration },
 }
@@ -132,7 +134,7 @@ impl Moody {
                 Some(Box::pin(std::future::pending()))
             }
             // The compare-and-write's and the read's own to answer.
-            Fault::Twice | Fault::Slow(_) => None,
+            Fault::Twice | Fault::Unflushed | Fault::Slow(_) => None,
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
@@ -213,11 +215,21 @@ impl Disk for Moody {
         until: Instant,
     ) -> Answer<Result<Compared, IoError>> {
         let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
-        if let Some(Fault::Twice) = (*self.rule.borrow())(asked) {
+        let fault = (*self.rule.borrow())(asked);
+        if let Some(Fault::Twice) = fault {
             let (ram, again) = (self.ram.clone(), (expect.clone(), new.clone()));
             return Box::pin(async move {
                 ram.compare_and_write(at, expect, new, until).await?;
                 ram.compare_and_write(at, again.0, again.1, until).await
+            });
+        }
+        if let Some(Fault::Unflushed) = fault {
+            let done = self.ram.compare_and_write(at, expect, new, until);
+            return Box::pin(async move {
+                match done.await? {
+                    Compared::Written => Err(IoError::Unflushed("the cache is broken".into())),
+                    Compared::Miscompare => Ok(Compared::Miscompare),
+                }
             });
         }
         if let Some(answer) = self.fault(asked) {

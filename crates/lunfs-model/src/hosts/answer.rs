@@ -50,7 +50,7 @@ impl State {
         let last = answered(&answer);
         let doubt = match last {
             Answered::Done => return sees.then_some(Told::Won),
-            Answered::Never => unreachable!("nothing here answers so"),
+            Answered::Never | Answered::Unflushed => unreachable!("nothing here answers so"),
             Answered::Doubt => true,
             Answered::Unlike | Answered::Undone => op.doubt,
         };
