@@ -98,6 +98,39 @@ impl Drop for LoopDevice {
     }
 }
 
+/// From now on every `fdatasync` of this thread, and of threads that it starts, fails as on a
+/// device whose cache is broken. What goes through an io_uring is not met. `false`: this machine
+/// does not let us, and the test says so.
+pub fn fail_flushes() -> bool {
+    let step = |code: u32, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("a small number"),
+        jt: 0,
+        jf,
+        k,
+    };
+    let number = u32::try_from(libc::SYS_fdatasync).expect("a small number");
+    let error = libc::SECCOMP_RET_ERRNO | libc::EIO.unsigned_abs();
+    let mut filter = [
+        // The number of the system call is the first field of what a filter sees.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
+        step(libc::BPF_RET | libc::BPF_K, 0, error),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let len = u16::try_from(filter.len()).expect("a small number");
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: takes no pointer; it forbids this thread to gain privileges.
+    let alone = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: the program and the filter it points to are valid for the whole call.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    if alone != 0 || set != 0 {
+        eprintln!("skipped: no filter of system calls here");
+        return false;
+    }
+    true
+}
+
 /// Runs the test `name` of this crate again as a process of its own, with `LUNFS_CHILD` set to
 /// `argument`. The test must do the child's part when it finds that set, see `child_argument`.
 pub fn spawn_child(name: &str, argument: &str) -> Child {

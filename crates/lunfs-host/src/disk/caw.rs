@@ -14,6 +14,9 @@
 //! A crash between write and flush leaves the new image on disk, perhaps not durable: the caller
 //! was told nothing, and whoever acts upon that image does so by a compare-and-write of its own,
 //! whose flush makes both durable.
+//!
+//! A flush that fails says so of everything that this program was answered, not only of this
+//! block: it is answered as such (`Unflushed`), and nothing is exchanged any more.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -159,15 +162,18 @@ fn mark_held(at: u64) -> IoError {
 
 /// Compares and writes blocks whose marks the caller holds; one flush for all.
 fn exchange_all(source: &Source, exchanges: &[&Exchange]) -> Vec<Outcome> {
+    if let Err(unflushed) = source.is_flushable() {
+        return exchanges.iter().map(|_| Err(unflushed.clone())).collect();
+    }
     let mut buffer = AlignedBuffer::new(ALIGNMENT);
     let mut outcomes: Vec<Outcome> =
         exchanges.iter().map(|exchange| exchange_one(source, exchange, &mut buffer)).collect();
     if !outcomes.contains(&Ok(Compared::Written)) {
         return outcomes;
     }
-    if let Err(e) = rustix::fs::fdatasync(source) {
+    if let Err(unflushed) = source.flush_now() {
         for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Ok(Compared::Written)) {
-            *outcome = Err(IoError::InDoubt(format!("written, but not flushed: {e}")));
+            *outcome = Err(unflushed.clone());
         }
     }
     outcomes

@@ -261,7 +261,8 @@ impl Driver {
                 let data = outcome.map(|()| request.buffer.bytes()[..request.len].to_vec());
                 drop(answer.send(data));
             }
-            Work::Write { answer, .. } | Work::Flush { answer } => drop(answer.send(outcome)),
+            Work::Write { answer, .. } => drop(answer.send(outcome)),
+            Work::Flush { answer } => drop(answer.send(self.source.flushed(outcome))),
         }
         self.pool.give(request.buffer);
     }
@@ -321,13 +322,13 @@ impl Request {
         None
     }
 
-    /// A failed read gave nothing. A failed write or flush may have happened, or may yet.
+    /// A failed read gave nothing. A failed write may have happened, or may yet.
     fn error(&self, why: &str) -> IoError {
         let Request { at, len, .. } = self;
         match self.work {
             Work::Read { .. } => IoError::Failed(format!("read of {len} bytes at {at}: {why}")),
             Work::Write { .. } => IoError::InDoubt(format!("write of {len} bytes at {at}: {why}")),
-            Work::Flush { .. } => IoError::InDoubt(format!("flush: {why}")),
+            Work::Flush { .. } => IoError::Unflushed(why.to_owned()),
         }
     }
 }

@@ -29,10 +29,12 @@ fn no_progress_is_an_error() {
 }
 
 #[test]
-fn a_device_error_leaves_writes_in_doubt_and_reads_failed() {
+fn a_device_error_leaves_writes_in_doubt_reads_failed_and_flushes_unflushed() {
     assert!(matches!(read(512).advance(-libc::EIO, 512), Some(Err(IoError::Failed(_)))));
     let mut doubtful = write(512, Instant::FAR);
     assert!(matches!(doubtful.advance(-libc::EIO, 512), Some(Err(IoError::InDoubt(_)))));
+    let mut flush = request(Work::Flush { answer: oneshot::channel().0 }, 0);
+    assert!(matches!(flush.advance(-libc::EIO, 512), Some(Err(IoError::Unflushed(_)))));
 }
 
 #[test]

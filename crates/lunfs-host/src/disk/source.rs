@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use lunfs_core::env::Capabilities;
+use lunfs_core::env::{Capabilities, IoError};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
@@ -32,6 +33,9 @@ pub enum SourceKind {
     BlockDevice,
 }
 
+/// What a flush is answered with.
+pub(super) type Flushed = std::result::Result<(), IoError>;
+
 /// An open source: the one open file description that carries all I/O and marks of a program.
 #[derive(Debug)]
 pub struct Source {
@@ -39,6 +43,8 @@ pub struct Source {
     path: PathBuf,
     kind: SourceKind,
     capabilities: Capabilities,
+    /// What the first flush that failed was answered with.
+    unflushed: OnceLock<IoError>,
 }
 
 impl Source {
@@ -76,6 +82,28 @@ impl Source {
         let mut buffer = AlignedBuffer::new(len);
         self.fill(at, &mut buffer.bytes_mut()[..len])?;
         Ok(buffer.bytes()[..len].to_vec())
+    }
+
+    /// Flushes and waits.
+    pub(super) fn flush_now(&self) -> Flushed {
+        let ended = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.file));
+        self.flushed(ended.map_err(|e| IoError::Unflushed(e.to_string())))
+    }
+
+    /// What a flush that `ended` so is answered with, whoever asked for it. An error is told once,
+    /// to one flush of this description: once one has failed, later ones say nothing about what was
+    /// written before.
+    pub(super) fn flushed(&self, ended: Flushed) -> Flushed {
+        if let Err(e) = ended {
+            // The first reason stays.
+            drop(self.unflushed.set(e));
+        }
+        self.is_flushable()
+    }
+
+    /// Has no flush failed so far?
+    pub(super) fn is_flushable(&self) -> Flushed {
+        self.unflushed.get().map_or(Ok(()), |e| Err(e.clone()))
     }
 
     /// Fills an aligned slice from `at`.
@@ -133,7 +161,13 @@ fn open_image(path: &Path, access: Access) -> Result<Source> {
     let logical_block = image_alignment(&file, path)?;
     let size = about.len() / u64::from(logical_block) * u64::from(logical_block);
     let capabilities = Capabilities { logical_block, size };
-    Ok(Source { file, path: path.to_owned(), kind: SourceKind::Image, capabilities })
+    Ok(Source {
+        file,
+        path: path.to_owned(),
+        kind: SourceKind::Image,
+        capabilities,
+        unflushed: OnceLock::new(),
+    })
 }
 
 /// Names the file systems that other machines can reach, or of which that cannot be told.
@@ -213,7 +247,13 @@ fn open_device(path: &Path, number: u64, access: Access) -> Result<Source> {
     let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
         .map_err(|e| HostError::io(format!("{shown} does not tell its size"), e))?;
     let capabilities = Capabilities { logical_block, size };
-    Ok(Source { file, path: path.to_owned(), kind: SourceKind::BlockDevice, capabilities })
+    Ok(Source {
+        file,
+        path: path.to_owned(),
+        kind: SourceKind::BlockDevice,
+        capabilities,
+        unflushed: OnceLock::new(),
+    })
 }
 
 /// The node that the kernel itself made for this device. Marks belong to the node, and a device

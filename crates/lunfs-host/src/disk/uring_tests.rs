@@ -10,7 +10,9 @@ use futures_util::future::join_all;
 use super::*;
 use crate::clock::boottime;
 use crate::ofd;
-use crate::scratch::{LoopDevice, Scratch, block_on, child_argument, hear, say, spawn_child};
+use crate::scratch::{
+    LoopDevice, Scratch, block_on, child_argument, fail_flushes, hear, say, spawn_child,
+};
 
 const SIZE: u64 = 64 << 20;
 
@@ -149,6 +151,37 @@ fn a_mark_held_by_another_program_is_waited_for_but_not_for_ever() {
         })
         .await;
         assert_eq!(passed, Ok(Compared::Written));
+    });
+}
+
+/// N41: the flush beneath a compare-and-write failed; the program was told "in doubt" and flushed
+/// again. That flush succeeded, since an error is told once, and what the program then believed to
+/// be durable was gone at the next power loss.
+#[test]
+fn after_a_flush_that_failed_nothing_is_durable_any_more() {
+    let scratch = Scratch::image("unflushed", SIZE);
+    if !fail_flushes() {
+        return;
+    }
+    block_on(async {
+        let disk = open(scratch.path());
+        let block = disk.capabilities().logical_block as usize;
+        let image = |n: u8| vec![n; block];
+        disk.flush().await.expect("the cache works");
+        let caw = |at, n| disk.compare_and_write(at, image(0), image(n), Instant::FAR);
+        let differs = disk.compare_and_write(4096, image(9), image(1), Instant::FAR).await;
+        assert_eq!(differs, Ok(Compared::Miscompare), "nothing was written or flushed");
+        for (at, what) in [(4096, "the first that fails"), (8192, "one after it")] {
+            let told = caw(at, 1).await;
+            assert!(matches!(told, Err(IoError::Unflushed(_))), "{what}: {told:?}");
+        }
+        assert_eq!(disk.read(4096, block).await.unwrap(), image(1), "it was done");
+        assert_eq!(disk.read(8192, block).await.unwrap(), image(0), "it was not begun");
+        let flushed = disk.flush().await;
+        assert!(matches!(flushed, Err(IoError::Unflushed(_))), "{flushed:?}");
+        let now = Exchange { at: 8192, expect: image(0), new: image(1), until: Instant::FAR };
+        let told = caw::compare_and_write_now(&disk.source(), &now);
+        assert!(matches!(told, Err(IoError::Unflushed(_))), "{told:?}");
     });
 }
 
