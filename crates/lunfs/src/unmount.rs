@@ -22,7 +22,7 @@ pub struct Options {
     #[arg(long)]
     force: bool,
     /// With --force: how long its users may take, as in 10s or 500ms
-    #[arg(long, default_value = "10s", value_parser = duration)]
+    #[arg(long, default_value = "10s", value_parser = duration, requires = "force")]
     deadline: Duration,
 }
 

@@ -145,6 +145,14 @@ fn a_size_that_is_none_is_refused_before_anything_is_done() {
 }
 
 #[test]
+fn a_deadline_without_force_is_refused() {
+    let place = Place::new("deadline");
+    let (code, said) = place.bad(&["unmount", "--deadline", "1s", "."]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("--force"), "{said}");
+}
+
+#[test]
 fn the_demo_names_what_it_lacks_before_it_makes_anything() {
     let place = Place::new("demo_lacks");
     let output = Command::new(env!("CARGO_BIN_EXE_lunfs"))
