@@ -11,6 +11,7 @@ use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::{format_guard, identity};
 use serde_json::json;
 
+use crate::CouldNotRun;
 use crate::out::say;
 use crate::place::Place;
 use crate::runtime::{self, env};
@@ -37,13 +38,8 @@ pub struct Options {
 
 /// Exit code 0: clean. 1: something is wrong. 2: could not run.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let (mended, report) = match mended_and_checked(options) {
-        Ok(done) => done,
-        Err(error) => {
-            eprintln!("lunfs: {error:#}; nothing is known about the volume");
-            return Ok(ExitCode::from(2));
-        }
-    };
+    let (mended, report) = mended_and_checked(options)
+        .map_err(|e| CouldNotRun(format!("{e:#}; nothing is known about the volume")))?;
     if options.json {
         say!("{}", as_json(&mended, &report));
     } else {

@@ -103,6 +103,7 @@ fn announcement(volume: &Rc<Volume>, run: [u8; 16]) -> Announcement {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a parent that is gone is a panic, which the log tells")]
 fn tell_ready(options: &Options, point: &Path) {
     tracing::info!(
         event = "mounted",

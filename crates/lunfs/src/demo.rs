@@ -85,8 +85,8 @@ fn needs() -> Result<()> {
     if lacks.is_empty() {
         return Ok(());
     }
-    let what = format!("the demo cannot run here: {}", lacks.join("; "));
-    Err(anyhow::Error::new(CouldNotRun).context(what))
+    let lacks = lacks.join("; ");
+    Err(CouldNotRun(format!("the demo cannot run here: {lacks}; nothing was done")).into())
 }
 
 fn lacks_root() -> Option<String> {

@@ -66,7 +66,7 @@ fn superblocks(reader: &Reader) -> Result<()> {
     for copy in SUPERBLOCK_COPIES {
         match reader.block(copy) {
             Ok(bytes) => show(&format!("block {copy}"), Superblock::decode(&bytes, copy)),
-            Err(e) => println!("block {copy}: {e:#}"),
+            Err(e) => say!("block {copy}: {e:#}"),
         }
     }
     Ok(())

@@ -1,6 +1,11 @@
 //! The `lunfs` command: one file per subcommand, each translates and none decides.
 //!
-//! Exit codes: 0 done, 1 failed or found something, 2 could not run.
+//! Exit codes: 0 done; 1 failed, refused, or found something; 2 could not even begin: the command
+//! line makes no sense, `check` cannot read the volume, `demo` lacks a part of the machine, or
+//! nobody reads what is said.
+
+// They panic when nobody reads; `out::say` ends quietly.
+#![deny(clippy::print_stdout)]
 
 mod check;
 mod daemon;
@@ -56,13 +61,13 @@ enum Command {
     Daemon(daemon::Options),
 }
 
-/// The command could not do its work at all, as opposed to doing it and finding something wrong.
+/// The command could not even begin, and says so: nothing was done and nothing is known.
 #[derive(Debug)]
-struct CouldNotRun;
+struct CouldNotRun(String);
 
 impl std::fmt::Display for CouldNotRun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("nothing was done")
+        f.write_str(&self.0)
     }
 }
 

@@ -106,7 +106,7 @@ fn start_detached(options: &Options) -> Result<ExitCode> {
         let status = parent.wait()?;
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)));
     }
-    print!("{line}");
+    say!("{}", line.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 

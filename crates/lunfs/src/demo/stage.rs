@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::out::say;
+
 /// The directory and the processes of one demonstration.
 pub struct Stage {
     dir: PathBuf,
@@ -53,10 +55,10 @@ impl Stage {
     /// Runs this program, telling the command and what it said.
     pub fn lunfs_told(&self, arguments: &[&str], places: &[&Path]) -> Result<()> {
         let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-        println!("   $ lunfs {} {}", arguments.join(" "), places.join(" "));
+        say!("   $ lunfs {} {}", arguments.join(" "), places.join(" "));
         let output = lunfs()?.args(arguments).args(&places).output()?;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            println!("   {line}");
+            say!("   {line}");
         }
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -68,7 +70,7 @@ impl Stage {
     pub fn mount(&mut self, name: &str) -> Result<Host> {
         let (dir, log) = (self.path(name), self.path(&format!("{name}.log")));
         fs::create_dir(&dir)?;
-        println!("   $ lunfs mount volume.img {} --host {name} --foreground &", dir.display());
+        say!("   $ lunfs mount volume.img {} --host {name} --foreground &", dir.display());
         let mut leader = lunfs()?
             .args(["mount", "--foreground", "--host", name, "--log"])
             .args([&log, &self.image(), &dir])
@@ -85,7 +87,7 @@ impl Stage {
             let said = fs::read_to_string(self.path(&format!("{name}.stderr")))?;
             bail!("{name} did not mount: {}", said.trim());
         }
-        println!("   {}", line.trim());
+        say!("   {}", line.trim());
         Ok(Host { dir, log, leader })
     }
 
@@ -109,9 +111,9 @@ impl Stage {
     /// Leaves everything as it is, and says how to end it.
     pub fn keep(&mut self, survivor: &Host) {
         self.is_kept = true;
-        println!("\n   beta is still mounted: {}", survivor.dir.display());
-        println!("   when you have seen enough: lunfs unmount {}", survivor.dir.display());
-        println!("   and: umount {}; rm -r {}", self.path("alpha").display(), self.dir.display());
+        say!("\n   beta is still mounted: {}", survivor.dir.display());
+        say!("   when you have seen enough: lunfs unmount {}", survivor.dir.display());
+        say!("   and: umount {}; rm -r {}", self.path("alpha").display(), self.dir.display());
     }
 }
 
@@ -177,7 +179,7 @@ pub fn sha256sum_check(dir: &Path, sums: &Path) -> Result<usize> {
         .context("cannot start sha256sum")?;
     let said = String::from_utf8_lossy(&output.stdout);
     for line in said.lines().filter(|line| !line.ends_with(": OK")) {
-        println!("   {line}");
+        say!("   {line}");
     }
     Ok(said.lines().filter(|line| line.ends_with(": OK")).count())
 }

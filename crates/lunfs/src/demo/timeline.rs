@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
+use crate::out::say;
+
 const SECONDS_OF_A_DAY: f64 = 86_400.0;
 
 /// One line of the timeline.
@@ -42,7 +44,7 @@ pub fn read(log: &Path, since: SystemTime) -> Result<Vec<Event>> {
 pub fn print(mut events: Vec<Event>) {
     events.sort_by(|a, b| a.at.total_cmp(&b.at));
     for Event { at, who, what } in events {
-        println!("     +{at:.3} s  {who:5}  {what}");
+        say!("     +{at:.3} s  {who:5}  {what}");
     }
 }
 
