@@ -343,7 +343,7 @@ impl Volume {
     /// Has live hosts show their space and let go of an empty cluster, and takes one for a journal.
     /// A host that once filled the volume holds all clusters, empty as they may be by now.
     async fn ask_for_a_journal(&self) -> Result<Option<BlockNo>> {
-        tracing::info!(event = "no-journal", "no free cluster for a journal: asking other hosts");
+        tracing::info!(event = "no_journal", "no free cluster for a journal: asking other hosts");
         let mut to_ask = self.other_hosts().await?;
         for _ in 0..ASK_ROUNDS {
             to_ask = self.ring_for_space(to_ask).await?;
@@ -369,7 +369,7 @@ impl Volume {
     /// Recovers dead hosts until one was, or until all had the time to prove that they live. On a
     /// full volume whose hosts all died, nobody could come back otherwise.
     async fn recover_anybody(&self) -> Result<bool> {
-        tracing::warn!(event = "no-journal", "no place for a journal: looking for dead hosts");
+        tracing::warn!(event = "no_journal", "no place for a journal: looking for dead hosts");
         let before = self.counters().takeovers;
         let end = self.now() + 2 * claim_wait(self.sb.timing);
         while self.now() < end && self.counters().takeovers == before {

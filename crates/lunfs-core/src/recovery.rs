@@ -84,7 +84,7 @@ impl Volume {
         if let Entry::Vacant(unknown) = self.damaged.borrow_mut().entry(slot) {
             unknown.insert(now);
             tracing::error!(
-                event = "slot-damaged",
+                event = "slot_damaged",
                 slot = slot.0,
                 at = self.geometry().slot_offset(slot),
                 "the pulse of this slot is damaged: nobody can tell whether its host lives, so \
@@ -191,7 +191,7 @@ impl Volume {
         if verdict == Verdict::FenceThenClaim {
             tracing::warn!(event = "fence", slot, name = victim.name, "silent host is stopped");
             if let Err(e) = self.io.env.fence.fence(victim).await {
-                tracing::error!(event = "fence-failed", slot, error = %e);
+                tracing::error!(event = "fence_failed", slot, error = %e);
                 self.unrecovered.borrow_mut().insert(dead_of(victim), self.now() + FENCE_PAUSE);
                 return Ok(());
             }
@@ -362,7 +362,7 @@ impl Volume {
 
     async fn hand_back(&self, claim: &Pulse, failure: &Failure) -> Result<()> {
         tracing::error!(
-            event = "claim-handed-back",
+            event = "claim_handed_back",
             slot = claim.slot.0,
             error = %failure,
             "the dead host could not be recovered by this host"
@@ -400,7 +400,7 @@ impl Volume {
     fn keep(&self, claim: &Pulse, failed: &Failure) {
         let slot = claim.slot.0;
         tracing::error!(
-            event = "claim-kept",
+            event = "claim_kept",
             slot,
             name = claim.name,
             error = %failed,

@@ -441,7 +441,7 @@ impl Volume {
             match &written {
                 Err(e) if e.kind == Kind::Stopped => return written,
                 Err(e) => {
-                    tracing::warn!(event = "write-back", error = %e, "changes stay pending");
+                    tracing::warn!(event = "write_back", error = %e, "changes stay pending");
                 }
                 Ok(()) => {}
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use super::{File, Finding};
+use super::{File, Finding, events};
 use crate::root;
 use crate::soak::record;
 
@@ -128,16 +128,18 @@ fn soaks(files: &[File]) -> Vec<Finding> {
 /// Names in code style that no source in `crates` defines: a test that was renamed would leave a
 /// threat that only seems to be shown by something.
 fn unknown_names(files: &[File]) -> Vec<Finding> {
-    let defined: BTreeSet<&str> = files
+    let mut defined: BTreeSet<&str> = files
         .iter()
         .filter(|file| file.is_rust() && file.path.starts_with("crates/"))
         .flat_map(|file| file.lines().filter_map(|(_, line)| defined_in(line)))
         .collect();
+    defined.extend(events::told(files).keys());
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| NAMING.contains(&file.path.as_str())) {
         for (number, name) in names(file) {
             if !defined.contains(name) {
-                let what = format!("`{name}` is no test, function, module or field in crates/");
+                let what =
+                    format!("`{name}` is no test, function, module, field or event in crates/");
                 findings.push(file.finding(number, what));
             }
         }

@@ -5,6 +5,7 @@
 
 mod crates;
 mod documents;
+mod events;
 mod sources;
 
 use std::fmt;
@@ -58,6 +59,7 @@ pub fn run() -> Result<Ending> {
     let mut findings = sources::check(&files);
     findings.extend(sources::stale_exceptions(&files));
     findings.extend(documents::check(&files));
+    findings.extend(events::check(&files));
     findings.extend(crates::check(&files));
     findings.extend(test::over_budget().map(|what| Finding {
         path: "xtask/src/test.rs".into(),

@@ -18,12 +18,12 @@ const EVENTS: &[&str] = &[
     "suspended",
     "resumed",
     "stop",
-    "claim-handed-back",
-    "claim-kept",
+    "claim_handed_back",
+    "claim_kept",
 ];
 
 /// Events that no kill may cause.
-const DAMAGE: &[&str] = &["panic", "slot-damaged"];
+const DAMAGE: &[&str] = &["panic", "slot_damaged"];
 
 /// Numbers of what happened.
 #[derive(Default)]
@@ -163,6 +163,6 @@ mod tests {
         let corrupt = r#"{"fields":{"event":"operation_failed","kind":"Corrupt"}}"#;
         assert!(tally.read_line(corrupt).is_err());
         assert!(tally.read_line(r#"{"fields":{"event":"panic"}}"#).is_err());
-        assert!(tally.read_line(r#"{"fields":{"event":"slot-damaged","slot":0}}"#).is_err());
+        assert!(tally.read_line(r#"{"fields":{"event":"slot_damaged","slot":0}}"#).is_err());
     }
 }
