@@ -1,5 +1,6 @@
 //! A look at everything that is a worker's own: does it match one of the states that it may be in?
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -50,6 +51,14 @@ impl Picture {
             Some(path) => Err(format!("{path} should not be there")),
             None => Ok(()),
         }
+    }
+
+    /// How many names of `tree` lead to a file that is known to be the one that was found.
+    fn known_in(&self, tree: &Tree, known: impl Fn(u64) -> Option<FileId>) -> usize {
+        let is_it = |(path, node): &(&String, &Node)| {
+            known(node.number).is_some_and(|id| self.names.get(*path).is_some_and(|f| f.id == id))
+        };
+        tree.nodes.iter().filter(is_it).count()
     }
 
     fn compare_node(
@@ -105,7 +114,11 @@ impl Worker {
         let model = &self.world.model;
         let candidates = model.with_names(self.index, |names| names.candidates());
         let known = |number| model.id(number);
-        let matching = candidates.iter().position(|(_, tree)| picture.compare(tree, known).is_ok());
+        // A name that was taken away and given again may look the same before and after: of states
+        // that match, the one with most files that are known to be these, then the newest.
+        let matching = (0..candidates.len())
+            .filter(|place| picture.compare(&candidates[*place].1, known).is_ok())
+            .min_by_key(|place| Reverse(picture.known_in(&candidates[*place].1, known)));
         let Some(place) = matching else {
             let reasons: Vec<String> = candidates
                 .iter()
