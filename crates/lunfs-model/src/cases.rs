@@ -1,8 +1,11 @@
 //! What is explored, by name, and what must come of it.
 
+use std::time::Instant;
+
 use crate::ballot::Ballot;
-use crate::explore::{Goals, Report, goals, safety};
-use crate::hosts::{self, Hosts};
+use crate::explore::{Finding, Goals, Report, goals, safety};
+use crate::hosts::Fence::{Mark, Reservation};
+use crate::hosts::{self, Grain, Hosts};
 use crate::timing::{self, Timing};
 
 /// What an exploration must find.
@@ -23,6 +26,8 @@ pub enum Protocol {
     Timing(Timing),
     /// Claims without compare-and-write.
     Ballot(Ballot),
+    /// Locks and takeovers in single steps, and merged: do they know the same states?
+    Merging(Hosts),
 }
 
 /// One exploration.
@@ -45,6 +50,7 @@ impl Case {
             Protocol::Hosts(model) => both(model),
             Protocol::Timing(model) => both(model),
             Protocol::Ballot(model) => both(model),
+            Protocol::Merging(model) => (merging(model), None),
         }
     }
 
@@ -63,6 +69,17 @@ impl Case {
             (_, Some(found)) => Some(format!("{}\n    {}", found.what, found.way.join("\n    "))),
         }
     }
+}
+
+fn merging(model: &Hosts) -> Report {
+    let began = Instant::now();
+    let found = hosts::compare(model);
+    let is_same = found.missed == 0 && found.invented == 0;
+    let finding = (!is_same).then(|| Finding {
+        what: "single and merged steps know other states".into(),
+        way: vec![format!("{found:?}")],
+    });
+    Report { states: found.every, depth: 0, took: began.elapsed(), finding }
 }
 
 fn both<M>(model: &M) -> (Report, Option<Report>)
@@ -111,50 +128,106 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn of_hosts() -> Vec<Case> {
-    use hosts::Fence::{Mark, Reservation};
+    let mut cases = of_single_steps();
+    cases.extend(of_merged_steps());
+    cases.extend(of_merging());
+    cases
+}
+
+fn of_single_steps() -> Vec<Case> {
     let case = |name, is_slice, model| Case {
         name,
         protocol: Protocol::Hosts(model),
         expect: Expect::Holds,
         is_slice,
     };
+    let two = |faults| hosts(2, 1, faults, Mark);
     vec![
-        case("locks", true, hosts(2, 1, 0, Mark)),
-        case("deaths", true, hosts(2, 1, 1, Mark)),
-        case("answers", true, Hosts { answers: true, blocks_fail: true, ..hosts(2, 1, 1, Mark) }),
-        case("parents", true, Hosts { parents: true, ..hosts(2, 1, 1, Mark) }),
+        case("locks", true, two(0)),
+        case("deaths", true, two(1)),
+        case("answers", true, Hosts { answers: true, blocks_fail: true, ..two(1) }),
+        case("parents", true, Hosts { parents: true, ..two(1) }),
         case("power", true, Hosts { power: true, leaves: true, slots: 3, ..hosts(1, 1, 2, Mark) }),
-        case("pulses", false, Hosts { pulses: true, ..hosts(2, 1, 1, Mark) }),
-        case("leaves", true, Hosts { leaves: true, ..hosts(2, 1, 1, Mark) }),
+        case("leaves", true, Hosts { leaves: true, ..two(1) }),
+        case("pulses", false, Hosts { pulses: true, ..two(1) }),
+        case("answers of who leaves", false, Hosts { answers: true, leaves: true, ..two(1) }),
         case("reservation", false, hosts(2, 1, 1, Reservation)),
-        case("two locks", false, hosts(2, 2, 1, Mark)),
-        case("three hosts", false, hosts(3, 1, 1, Mark)),
-        case("kept claims", false, Hosts { blocks_fail: true, ..hosts(3, 1, 3, Mark) }),
+    ]
+}
+
+/// What is too large in single steps. Where all hosts may die a slot is left for who comes then.
+fn of_merged_steps() -> Vec<Case> {
+    let case = |name, is_slice, model| Case {
+        name,
+        protocol: Protocol::Hosts(Hosts { grain: Grain::Merged, ..model }),
+        expect: Expect::Holds,
+        is_slice,
+    };
+    let three = |faults| Hosts { slots: 4, ..hosts(3, 1, faults, Mark) };
+    vec![
+        case("two locks", true, hosts(2, 2, 1, Mark)),
+        case("three hosts", true, hosts(3, 1, 2, Mark)),
+        case("three hosts with a reservation", true, hosts(3, 1, 2, Reservation)),
+        case("all hosts die", false, three(3)),
         case(
-            "answers of who leaves",
+            "all hosts die, with a reservation",
             false,
-            Hosts { answers: true, leaves: true, ..hosts(2, 1, 1, Mark) },
+            Hosts { slots: 4, ..hosts(3, 1, 3, Reservation) },
         ),
+        case("kept claims", false, Hosts { blocks_fail: true, ..three(3) }),
+        case("three hosts with parents", false, Hosts { parents: true, ..hosts(3, 1, 2, Mark) }),
+        case("three hosts that leave", false, Hosts { leaves: true, ..hosts(3, 1, 2, Mark) }),
+        case("three hosts that pulse", false, Hosts { pulses: true, ..hosts(3, 1, 1, Mark) }),
+        case(
+            "answers of two hosts",
+            false,
+            Hosts { answers: true, slots: 3, ..hosts(2, 1, 2, Mark) },
+        ),
+        case("two locks, both hosts die", false, Hosts { slots: 3, ..hosts(2, 2, 2, Mark) }),
+        case("three hosts, two locks", false, hosts(3, 2, 1, Mark)),
+    ]
+}
+
+/// Small volumes in both grains.
+fn of_merging() -> Vec<Case> {
+    let case = |name, model| Case {
+        name,
+        protocol: Protocol::Merging(model),
+        expect: Expect::Holds,
+        is_slice: false,
+    };
+    let two = |faults| hosts(2, 1, faults, Mark);
+    vec![
+        case("merging: deaths", two(1)),
+        case("merging: parents", Hosts { parents: true, ..two(1) }),
+        case("merging: leaves", Hosts { leaves: true, ..two(1) }),
+        case("merging: pulses", Hosts { pulses: true, ..two(1) }),
+        case("merging: answers", Hosts { answers: true, blocks_fail: true, ..two(1) }),
+        case("merging: reservation", hosts(2, 1, 1, Reservation)),
+        case("merging: two locks", hosts(2, 2, 1, Mark)),
+        case("merging: blocks that fail", Hosts { blocks_fail: true, slots: 3, ..two(2) }),
     ]
 }
 
 fn of_timing() -> Vec<Case> {
-    use timing::Fence::{Mark, Reservation, Time, Watchdog};
+    use timing::Fence::{self, Time, Watchdog};
     let case = |name, protocol, expect| Case { name, protocol, expect, is_slice: true };
     let holds = |name, protocol| case(name, protocol, Expect::Holds);
     let late = |name, protocol| case(name, protocol, Expect::Breaks(LATE));
     let past = Timing {
         goes_back: true,
         slow_looks: false,
-        ..match timing(Mark, 3, None, None) {
+        ..match timing(Fence::Mark, 3, None, None) {
             Protocol::Timing(timing) => timing,
-            Protocol::Hosts(_) | Protocol::Ballot(_) => unreachable!("it is timing"),
+            Protocol::Hosts(_) | Protocol::Ballot(_) | Protocol::Merging(_) => {
+                unreachable!("it is timing")
+            }
         }
     };
     vec![
-        holds("mark", timing(Mark, 3, None, None)),
+        holds("mark", timing(Fence::Mark, 3, None, None)),
         holds("mark, the device goes back in time", Protocol::Timing(past)),
-        holds("reservation by time", timing(Reservation, 3, None, None)),
+        holds("reservation by time", timing(Fence::Reservation, 3, None, None)),
         holds("watchdog with late", timing(Watchdog(1), 4, None, Some(1))),
         late("watchdog without late", timing(Watchdog(1), 3, None, Some(1))),
         holds("time alone", timing(Time, 4, Some(1), Some(1))),

@@ -33,18 +33,24 @@
 
 mod answer;
 mod claim_task;
+mod compare;
 mod land;
 mod lock_task;
+mod merged;
 mod numbers;
 mod slot_task;
 mod state;
+mod turn;
 
 use lunfs_core::claim::Verdict;
 use stateright::{Model, Property};
 
 pub use answer::How;
-use state::{Body, ClaimTask, Flight, Journal, LOCKS, LockTask, Op, Program, SLOTS, Stage};
+pub use compare::{Compared, compare};
+pub use merged::{Grain, OfClaim, OfLock, Sent};
+use state::{Author, Body, ClaimTask, Flight, Journal, LOCKS, LockTask, Op, Program, SLOTS, Stage};
 pub use state::{Broken, State};
+use turn::{Turn, smallest, turns};
 
 use crate::explore::{Goal, Goals};
 use crate::image::{Life, LockImage, Says, SlotImage};
@@ -85,6 +91,8 @@ pub struct Hosts {
     pub leaves: bool,
     /// Hosts pulse; otherwise only slots change that somebody takes over.
     pub pulses: bool,
+    /// Which steps are taken by themselves.
+    pub grain: Grain,
 }
 
 /// Of which task a compare-and-write is answered.
@@ -117,6 +125,8 @@ pub enum Action {
     Flush(Life, u8),
     /// A lock is to be given up.
     Release(Life, u8, Option<Life>),
+    /// What is under a lock changes, and it is to be given up at once.
+    ChangeAndRelease(Life, u8, Option<Life>),
     /// The release goes on.
     GoOn(Life),
     /// A pulse is sent.
@@ -144,8 +154,8 @@ pub enum Action {
     Step(Life),
     /// A takeover fails, but for its writes.
     GiveUp(Life),
-    /// A write of a replay fails, and may land.
-    FailWrite(Life),
+    /// A write of a replay fails, and may land. Its author may end.
+    FailWrite(Life, Sent),
     /// A compare-and-write is answered.
     Answer {
         /// Who is answered.
@@ -158,7 +168,7 @@ pub enum Action {
         sees: bool,
     },
     /// A program dies.
-    Die(Life),
+    Die(Life, Sent),
     /// A parent speaks.
     Speak(Life),
     /// A host leaves.
@@ -185,6 +195,7 @@ impl Hosts {
             power: false,
             leaves: true,
             pulses: true,
+            grain: Grain::Every,
         }
     }
 
@@ -209,6 +220,14 @@ impl Hosts {
         }
     }
 
+    /// The renamings after which a state stands for the same.
+    fn turns(&self) -> Vec<Turn> {
+        match self.grain {
+            Grain::Every => turns(0, 0),
+            Grain::Merged => turns(self.hosts, self.locks),
+        }
+    }
+
     fn locks(&self) -> std::ops::Range<u8> {
         0..self.locks
     }
@@ -226,7 +245,8 @@ impl Hosts {
             actions.push(Action::LookAtOwn(me));
         }
         if state.faults > 0 {
-            actions.push(Action::Die(me));
+            let all = self.may_have_sent(state, at);
+            actions.extend(all.into_iter().map(|sent| Action::Die(me, sent)));
         }
         if !program.is_admitted {
             return;
@@ -239,7 +259,7 @@ impl Hosts {
             actions.push(Action::Pulse(me));
         }
         // Whoever keeps a claim is unmounted once the storage is well.
-        if self.leaves || program.kept.is_some() {
+        if self.leaves || program.kept.is_some() || me.slot >= self.hosts {
             actions.push(Action::Leave(me));
         }
         self.lock_actions(state, program, actions);
@@ -248,6 +268,7 @@ impl Hosts {
 
     fn lock_actions(&self, state: &State, program: &Program, actions: &mut Vec<Action>) {
         let me = program.me;
+        let merges = self.merges(state);
         match &program.lock_task {
             LockTask::Taking { op, .. } | LockTask::Releasing { op: Some(op), .. } => {
                 self.answers(state, me, Task::Lock, op, actions);
@@ -259,17 +280,22 @@ impl Hosts {
                         actions.push(Action::Take(me, lock));
                         continue;
                     };
-                    actions.push(match held.stage {
+                    let begin = match held.stage {
+                        Stage::Clean if merges => Action::Commit(me, lock),
                         Stage::Clean => Action::Change(me, lock),
                         Stage::Pending | Stage::Running => Action::Commit(me, lock),
                         Stage::Committed => Action::Place(me, lock),
                         Stage::Placing => continue,
                         Stage::Placed => Action::Flush(me, lock),
-                    });
-                    actions.push(Action::Release(me, lock, None));
-                    let others = state.slots.iter().filter(|slot| slot.slot != me.slot);
-                    for other in others.filter(|slot| slot.says == Says::Live) {
-                        actions.push(Action::Release(me, lock, Some(other.of_life())));
+                    };
+                    actions.push(begin);
+                    for to in state.takers(me) {
+                        if !merges || held.stage != Stage::Committed {
+                            actions.push(Action::Release(me, lock, to));
+                        }
+                        if merges && held.stage == Stage::Clean {
+                            actions.push(Action::ChangeAndRelease(me, lock, to));
+                        }
                     }
                 }
             }
@@ -293,7 +319,8 @@ impl Hosts {
                 actions.push(Action::Step(me));
                 if self.blocks_fail && state.faults > 0 {
                     actions.push(Action::GiveUp(me));
-                    actions.push(Action::FailWrite(me));
+                    let all = self.may_have_sent(state, at);
+                    actions.extend(all.into_iter().map(|sent| Action::FailWrite(me, sent)));
                 }
             }
             ClaimTask::Idle => {
@@ -304,7 +331,9 @@ impl Hosts {
                         Verdict::FenceThenClaim => {
                             let victim = state.slots[slot as usize].of_life();
                             let is_alive = state.at(victim).is_some();
-                            if !is_alive || state.faults > 0 {
+                            // With a mark that would be a death, and a claim once it is free.
+                            let is_merged = self.fence == Fence::Mark && self.merges(state);
+                            if !is_merged && (!is_alive || state.faults > 0) {
                                 actions.push(Action::Suspect { by: me, slot, is_alive });
                             }
                         }
@@ -345,6 +374,7 @@ impl Hosts {
             Action::Place(me, lock) => state.place(state.at(me)?, lock as usize)?,
             Action::Flush(me, lock) => state.flush_placed(state.at(me)?, lock as usize)?,
             Action::Release(me, lock, to) => state.release(state.at(me)?, lock as usize, to)?,
+            Action::ChangeAndRelease(..) => unreachable!("that is two steps"),
             Action::GoOn(me) => state.go_on(state.at(me)?)?,
             Action::Pulse(me) => state.pulse(state.at(me)?)?,
             Action::LookAtOwn(me) => state.look_at_own(state.at(me)?)?,
@@ -360,9 +390,9 @@ impl Hosts {
             Action::Apply(me, lock) => state.apply(state.at(me)?, lock as usize)?,
             Action::Step(me) => state.step(state.at(me)?, self)?,
             Action::GiveUp(me) => state.give_up(state.at(me)?)?,
-            Action::FailWrite(me) => state.fail_write(state.at(me)?)?,
+            Action::FailWrite(me, _) => state.fail_write(state.at(me)?)?,
             Action::Answer { to, task, how, sees } => self.answer(state, to, task, how, sees)?,
-            Action::Die(me) => state.stop(state.at(me)?),
+            Action::Die(me, sent) => self.send_and_stop(state, me, sent)?,
             Action::Speak(me) => state.speak(me)?,
             Action::Leave(me) => state.leave(state.at(me)?)?,
             Action::Join(slot) => state.join(slot, self)?,
@@ -437,22 +467,7 @@ impl Model for Hosts {
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
-        let mut state = last.clone();
-        self.apply(&mut state, &action)?;
-        if self.is_fault(&action) && self.faults < u8::MAX {
-            state.faults -= 1;
-        }
-        if !self.power {
-            // Nobody can tell what is durable from what is there.
-            state.flush();
-            let placed = state.programs.iter_mut().flat_map(|p| p.holds.iter_mut().flatten());
-            placed.filter(|held| held.stage == Stage::Placed).for_each(|held| {
-                held.stage = Stage::Clean;
-            });
-        }
-        state.look_for_breaks();
-        let state = state.normal();
-        (state != *last).then_some(state)
+        self.step(last, action).map(|(state, _)| state)
     }
 
     fn properties(&self) -> Vec<Property<Hosts>> {
@@ -491,12 +506,52 @@ impl Goals for Hosts {
     fn is_fault(&self, action: &Action) -> bool {
         match action {
             Action::Suspect { is_alive, .. } => *is_alive,
-            Action::GiveUp(_) | Action::FailWrite(_) | Action::Die(_) | Action::PowerLoss(_) => {
+            Action::GiveUp(_) | Action::FailWrite(..) | Action::Die(..) | Action::PowerLoss(_) => {
                 true
             }
             Action::Answer { how, sees, .. } => *how != How::Plain || !sees,
             _ => false,
         }
+    }
+
+    fn is_broken(&self, state: &State) -> bool {
+        state.broken.is_some()
+    }
+
+    fn step(&self, last: &State, action: Action) -> Option<(State, u8)> {
+        let mut state = last.clone();
+        if self.merges(last) {
+            self.apply_merged(&mut state, &action)?;
+        } else {
+            self.apply(&mut state, &action)?;
+        }
+        if self.is_fault(&action) && self.faults < u8::MAX {
+            state.faults -= 1;
+        }
+        if !self.power {
+            // Nobody can tell what is durable from what is there.
+            state.flush();
+            state.settle_placed();
+        }
+        if self.merges(&state) {
+            self.pass(&mut state);
+        }
+        state.look_for_breaks();
+        let state = state.normal();
+        let (state, renaming) = smallest(state, &self.turns());
+        (state != *last).then_some((state, renaming))
+    }
+
+    fn renamings(&self) -> u8 {
+        self.turns().len() as u8
+    }
+
+    fn renamed(&self, goal: usize, renaming: u8) -> usize {
+        let turn = self.turns()[renaming as usize];
+        let of_slot = self.locks as usize + 1;
+        let (slot, what) = (goal / of_slot, goal % of_slot);
+        let what = if what < self.locks as usize { turn.locks[what] as usize } else { what };
+        turn.slots[slot] as usize * of_slot + what
     }
 
     fn goals(&self) -> Vec<Goal<State>> {
@@ -505,7 +560,8 @@ impl Goals for Hosts {
             for lock in self.locks() {
                 let holds = move |state: &State| {
                     let mut programs = state.programs.iter().filter(|p| p.me.slot == slot);
-                    programs.any(|p| p.is_running && p.holds[lock as usize].is_some())
+                    programs
+                        .any(|p| p.is_running && p.is_admitted && p.holds[lock as usize].is_some())
                 };
                 goals.push((format!("a host in slot {slot} has lock {lock}"), Box::new(holds)));
             }

@@ -106,6 +106,12 @@ impl State {
         }
     }
 
+    /// What is in place is durable at once.
+    pub fn settle_placed(&mut self) {
+        let holds = self.programs.iter_mut().flat_map(|program| program.holds.iter_mut().flatten());
+        holds.filter(|held| held.stage == Stage::Placed).for_each(|held| held.stage = Stage::Clean);
+    }
+
     /// Everything that is in place is durable.
     pub fn flush(&mut self) {
         self.bodies.iter_mut().for_each(|body| body.durable = body.now);

@@ -25,6 +25,11 @@ impl State {
     pub fn normal(mut self) -> State {
         self.settle_doomed();
         self.forget_the_dead();
+        self.in_order()
+    }
+
+    /// Everything in order, and renumbered.
+    pub fn in_order(mut self) -> State {
         self.flights.sort_unstable();
         self.programs.sort_unstable();
         self.renumber();

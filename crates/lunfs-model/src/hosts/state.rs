@@ -3,7 +3,7 @@
 use crate::image::{Life, LockImage, SlotImage};
 
 /// Slots of the largest volume that is modelled.
-pub const SLOTS: usize = 3;
+pub const SLOTS: usize = 4;
 /// Locks of the largest volume that is modelled.
 pub const LOCKS: usize = 2;
 
@@ -182,7 +182,7 @@ pub enum Broken {
 }
 
 /// One moment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct State {
     /// What the slots say.
     pub slots: [SlotImage; SLOTS],
