@@ -40,6 +40,9 @@ use super::state::{Author, ClaimTask, Flight, LOCKS, LockTask, Op, Program, Stag
 use super::{Action, Fence, Hosts, Task};
 use crate::image::Life;
 
+/// A plain answer settles an attempt. One more is made by who leaves and finds a pulse of its own.
+const ATTEMPTS_MAX: usize = 4;
+
 /// Which steps are taken by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {
@@ -292,13 +295,15 @@ impl Hosts {
 
     /// Lets a compare-and-write land that was just sent, and its author know.
     fn end_swap(&self, state: &mut State, me: Life, task: Task) {
-        while let Some(op) = state.at(me).and_then(|at| state.programs[at].op(task)) {
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(op) = state.at(me).and_then(|at| state.programs[at].op(task)) else { return };
             if op.landed.is_none() {
                 state.land(Flight::Swap { by: Author::Program(me), swap: op.swap });
                 state.look_for_breaks();
             }
             self.answer(state, me, task, How::Plain, true).expect("it has landed");
         }
+        panic!("a compare-and-write of {me:?} is tried again and again");
     }
 
     /// Works off a release: each write lands as soon as it is sent.
