@@ -151,7 +151,6 @@ fn of_single_steps() -> Vec<Case> {
         case("leaves", true, Hosts { leaves: true, ..two(1) }),
         case("pulses", false, Hosts { pulses: true, ..two(1) }),
         case("answers of who leaves", false, Hosts { answers: true, leaves: true, ..two(1) }),
-        case("reservation", false, hosts(2, 1, 1, Reservation)),
     ]
 }
 
@@ -184,7 +183,6 @@ fn of_merged_steps() -> Vec<Case> {
             Hosts { answers: true, slots: 3, ..hosts(2, 1, 2, Mark) },
         ),
         case("two locks, both hosts die", false, Hosts { slots: 3, ..hosts(2, 2, 2, Mark) }),
-        case("three hosts, two locks", false, hosts(3, 2, 1, Mark)),
     ]
 }
 
