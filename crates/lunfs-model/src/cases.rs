@@ -162,27 +162,32 @@ fn of_merged_steps() -> Vec<Case> {
         expect: Expect::Holds,
         is_slice,
     };
-    let three = |faults| Hosts { slots: 4, ..hosts(3, 1, faults, Mark) };
+    let three = |faults| Hosts { slots: 4, late_gifts: false, ..hosts(3, 1, faults, Mark) };
     vec![
         case("two locks", true, hosts(2, 2, 1, Mark)),
-        case("three hosts", true, hosts(3, 1, 2, Mark)),
-        case("three hosts with a reservation", true, hosts(3, 1, 2, Reservation)),
+        case("three hosts", true, hosts(3, 1, 1, Mark)),
+        case("three hosts with a reservation", true, hosts(3, 1, 1, Reservation)),
+        case("two of three hosts die", false, hosts(3, 1, 2, Mark)),
         case("all hosts die", false, three(3)),
         case(
             "all hosts die, with a reservation",
             false,
-            Hosts { slots: 4, ..hosts(3, 1, 3, Reservation) },
+            Hosts { slots: 4, late_gifts: false, ..hosts(3, 1, 3, Reservation) },
         ),
         case("kept claims", false, Hosts { blocks_fail: true, ..three(3) }),
-        case("three hosts with parents", false, Hosts { parents: true, ..hosts(3, 1, 2, Mark) }),
-        case("three hosts that leave", false, Hosts { leaves: true, ..hosts(3, 1, 2, Mark) }),
+        case("three hosts with parents", false, Hosts { parents: true, ..hosts(3, 1, 1, Mark) }),
+        case("three hosts that leave", false, Hosts { leaves: true, ..hosts(3, 1, 1, Mark) }),
         case("three hosts that pulse", false, Hosts { pulses: true, ..hosts(3, 1, 1, Mark) }),
         case(
             "answers of two hosts",
             false,
-            Hosts { answers: true, slots: 3, ..hosts(2, 1, 2, Mark) },
+            Hosts { answers: true, slots: 3, late_gifts: false, ..hosts(2, 1, 2, Mark) },
         ),
-        case("two locks, both hosts die", false, Hosts { slots: 3, ..hosts(2, 2, 2, Mark) }),
+        case(
+            "two locks, both hosts die",
+            false,
+            Hosts { slots: 3, late_gifts: false, ..hosts(2, 2, 2, Mark) },
+        ),
     ]
 }
 
@@ -202,8 +207,8 @@ fn of_merging() -> Vec<Case> {
         case("merging: pulses", Hosts { pulses: true, ..two(1) }),
         case("merging: answers", Hosts { answers: true, blocks_fail: true, ..two(1) }),
         case("merging: reservation", hosts(2, 1, 1, Reservation)),
+        case("merging: blocks that fail", Hosts { blocks_fail: true, ..two(2) }),
         case("merging: two locks", hosts(2, 2, 1, Mark)),
-        case("merging: blocks that fail", Hosts { blocks_fail: true, slots: 3, ..two(2) }),
     ]
 }
 

@@ -93,6 +93,8 @@ pub struct Hosts {
     pub pulses: bool,
     /// Which steps are taken by themselves.
     pub grain: Grain,
+    /// In merged steps: a lock given to a host may reach it after its giver took that host over.
+    pub late_gifts: bool,
 }
 
 /// Of which task a compare-and-write is answered.
@@ -127,6 +129,8 @@ pub enum Action {
     Release(Life, u8, Option<Life>),
     /// What is under a lock changes, and it is to be given up at once.
     ChangeAndRelease(Life, u8, Option<Life>),
+    /// It is given to another, and the author does not wait.
+    SendRelease(Life, u8, Option<Life>),
     /// The release goes on.
     GoOn(Life),
     /// A pulse is sent.
@@ -196,6 +200,7 @@ impl Hosts {
             leaves: true,
             pulses: true,
             grain: Grain::Every,
+            late_gifts: true,
         }
     }
 
@@ -295,6 +300,9 @@ impl Hosts {
                         }
                         if merges && held.stage == Stage::Clean {
                             actions.push(Action::ChangeAndRelease(me, lock, to));
+                            if to.is_some() && self.late_gifts && state.faults >= 2 {
+                                actions.push(Action::SendRelease(me, lock, to));
+                            }
                         }
                     }
                 }
@@ -374,6 +382,7 @@ impl Hosts {
             Action::Place(me, lock) => state.place(state.at(me)?, lock as usize)?,
             Action::Flush(me, lock) => state.flush_placed(state.at(me)?, lock as usize)?,
             Action::Release(me, lock, to) => state.release(state.at(me)?, lock as usize, to)?,
+            Action::SendRelease(me, lock, to) => state.release(state.at(me)?, lock as usize, to)?,
             Action::ChangeAndRelease(..) => unreachable!("that is two steps"),
             Action::GoOn(me) => state.go_on(state.at(me)?)?,
             Action::Pulse(me) => state.pulse(state.at(me)?)?,

@@ -14,6 +14,9 @@
 //!    send now (`Sent`): those land at any later time, or never. Not merged: pulses, which their
 //!    author looks at once more; writes of a replay, since what decides about them may change
 //!    until they land; and the handing back of a claim.
+//!    One evidence does go away: a lock is given only to who lives. If its giver then takes that
+//!    host over and dies as well, its write may still land. That takes two faults; while two are
+//!    left, a lock may also be given without waiting (`SendRelease`). `compare` has found it.
 //! 2. **An answer comes with the landing.** Between the two its author does nothing in that
 //!    task, and all that it then does is to remember. While answers can go wrong
 //!    (`Hosts::answers`, and a fault is left) nothing is merged at all, but names are (`turn`).
