@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join, select};
 use lunfs_core::env::{Answer, Env, Fence, FenceError, Life};
-use lunfs_core::{
-    Fallocate, FileId, Identity, Kind, MountOptions, SetAttr, StopReason, Volume,
-};
+use lunfs_core::{Fallocate, FileId, Identity, Kind, MountOptions, SetAttr, StopReason, Volume};
 use lunfs_format::{BlockNo, Pulse, SlotNo};
 use support::moody::{Ask, Fault, Moody, World, why, world};
 use support::{

@@ -9,7 +9,9 @@ use futures_util::future::join;
 use lunfs_core::{RenameMode, Volume};
 use lunfs_format::Lock;
 use support::moody::{Ask, Fault, Moody, World, world};
-use support::{block_on, check_clean, file, formatted, mount, pattern, served, sleep, within};
+use support::{
+    beside, block_on, check_clean, file, formatted, mount, pattern, served, sleep, within,
+};
 
 /// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
 fn root_is_given_into_a_cache(disk: &Moody, v: &Volume) {
@@ -56,6 +58,8 @@ fn a_lock_that_was_given_is_durable_before_what_is_committed_under_it() {
         let unmounted = async {
             let kept = c.lookup(root, b"old").await.expect("it was made durable").id;
             assert_eq!(c.read(kept, 0, 1 << 20).await.expect("reads"), pattern(5000, 2));
+            // Both dead hosts are recovered.
+            sleep(&env, 10_000).await;
             c.unmount().await.expect("works");
         };
         join(c.serve(), unmounted).await;
@@ -73,7 +77,8 @@ fn what_was_read_before_a_recovery_is_not_what_it_brought() {
         formatted(&env).await;
         let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
         let root = a.root();
-        let id = served(&[&a, &b], async {
+        let (mut of_a, mut of_b) = (Box::pin(a.serve()), Box::pin(b.serve()));
+        let id = beside(join(&mut of_a, &mut of_b), async {
             let id = a.create(root, b"f", file()).await.expect("works").id;
             a.write(id, 0, pattern(1000, 1)).await.expect("works");
             a.sync().await.expect("works");
@@ -96,7 +101,7 @@ fn what_was_read_before_a_recovery_is_not_what_it_brought() {
             assert_eq!(b.counters().takeovers, 1);
         };
         let both = join(reads, within(&env, 2500, recovers));
-        let (size, ()) = served(&[&b], both).await;
+        let (size, ()) = beside(of_b, both).await;
         assert_eq!(size, 5000);
     });
 }

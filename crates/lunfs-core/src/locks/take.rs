@@ -259,12 +259,7 @@ impl Volume {
         }
     }
 
-    async fn take(
-        &self,
-        entry: &Rc<Entry>,
-        lock: &Lock,
-        body: Option<&[u8]>,
-    ) -> Result<Attempt> {
+    async fn take(&self, entry: &Rc<Entry>, lock: &Lock, body: Option<&[u8]>) -> Result<Attempt> {
         let mine = acquired(lock, self.me(), self.nonce());
         let won = self.swap_lock(entry.addr, lock, &mine).await?;
         let Settled::Won = won else { return Ok(Attempt::Again) };

@@ -123,8 +123,17 @@ impl Moody {
         }
     }
 
-    fn fault<T: 'static>(&self, asked: Asked<'_>) -> Option<Answer<Result<T, IoError>>> {
-        match (*self.rule.borrow())(asked)? {
+    fn fault(&self, asked: Asked<'_>) -> Option<Fault> {
+        (*self.rule.borrow())(asked)
+    }
+
+    /// What comes of a request instead of what was asked.
+    fn broken<T: 'static>(
+        &self,
+        fault: Option<Fault>,
+        asked: Asked<'_>,
+    ) -> Option<Answer<Result<T, IoError>>> {
+        match fault? {
             Fault::Fail => Some(Box::pin(async { Err(IoError::Failed("broken".into())) })),
             Fault::Hang => Some(Box::pin(std::future::pending())),
             Fault::Cache => {
@@ -166,14 +175,15 @@ impl Disk for Moody {
     fn read(&self, at: u64, len: usize) -> Answer<Result<Vec<u8>, IoError>> {
         self.land();
         let asked = Asked { ask: Ask::Read, at, len, new: &[] };
-        if let Some(Fault::Slow(after)) = (*self.rule.borrow())(asked) {
+        let fault = self.fault(asked);
+        if let Some(Fault::Slow(after)) = fault {
             let (seen, late) = (self.ram.get(at, len), self.time.sleep(after));
             return Box::pin(async move {
                 late.await;
                 Ok(seen)
             });
         }
-        self.fault(asked).unwrap_or_else(|| self.ram.read(at, len))
+        self.broken(fault, asked).unwrap_or_else(|| self.ram.read(at, len))
     }
     fn write(
         &self,
@@ -182,8 +192,8 @@ impl Disk for Moody {
         fua: bool,
         until: Instant,
     ) -> Answer<Result<(), IoError>> {
-        if let Some(answer) = self.fault(Asked { ask: Ask::Write, at, len: data.len(), new: &data })
-        {
+        let asked = Asked { ask: Ask::Write, at, len: data.len(), new: &data };
+        if let Some(answer) = self.broken(self.fault(asked), asked) {
             return answer;
         }
         if !fua {
@@ -192,7 +202,8 @@ impl Disk for Moody {
         self.ram.write(at, data, fua, until)
     }
     fn flush(&self) -> Answer<Result<(), IoError>> {
-        if let Some(answer) = self.fault(Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] }) {
+        let asked = Asked { ask: Ask::Flush, at: 0, len: 0, new: &[] };
+        if let Some(answer) = self.broken(self.fault(asked), asked) {
             return answer;
         }
         let (done, volatile, flushed) =
@@ -215,7 +226,7 @@ impl Disk for Moody {
         until: Instant,
     ) -> Answer<Result<Compared, IoError>> {
         let asked = Asked { ask: Ask::Swap, at, len: new.len(), new: &new };
-        let fault = (*self.rule.borrow())(asked);
+        let fault = self.fault(asked);
         if let Some(Fault::Twice) = fault {
             let (ram, again) = (self.ram.clone(), (expect.clone(), new.clone()));
             return Box::pin(async move {
@@ -232,7 +243,7 @@ impl Disk for Moody {
                 }
             });
         }
-        if let Some(answer) = self.fault(asked) {
+        if let Some(answer) = self.broken(fault, asked) {
             return answer;
         }
         if self.ram.get(at, expect.len()) == expect {
