@@ -12,7 +12,7 @@ use crate::{root, shell};
 /// Clones the workspace and runs the `sh` blocks of README there, in order, then the examples of
 /// docs/operating.md.
 ///
-/// `cargo xtask test` is left out: it is what runs us.
+/// `cargo xtask test` is left out: it takes what is left of an hour, and is run by itself.
 pub fn run(_: &Extent) -> Result<Figure> {
     let place = root().join("target/prove/readme-commands");
     if place.exists() {
