@@ -42,7 +42,7 @@ async fn death(env: &Env) -> Death {
     death_after(env, async |_, _, _| {}).await
 }
 
-/// The same. Before it dies, `a` does something beside `c`, in the file that will be in its journal.
+/// The same. Before it dies, `a` does something beside `c` with the file that is in its journal.
 async fn death_after(
     env: &Env,
     last: impl AsyncFnOnce(&Volume, &Volume, (FileId, FileId)),

@@ -84,6 +84,21 @@ fn format_refuses_what_holds_data() {
     assert!(said.contains("the lunfs volume"), "{said}");
 }
 
+/// It emptied the image first, and found afterwards that it could make no volume of it.
+#[test]
+fn format_by_force_empties_nothing_that_cannot_become_a_volume() {
+    let place = Place::new("by_force");
+    let letter = vec![b'x'; 64 << 20];
+    fs::write(place.0.join("letter.img"), &letter).expect("a file");
+    for impossible in [["--slots", "100"], ["--size", "1M"]] {
+        let [option, value] = impossible;
+        let (code, said) = place.bad(&["format", "--force", option, value, "letter.img"]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("nothing was written"), "{said}");
+        assert!(fs::read(place.0.join("letter.img")).expect("it is there") == letter);
+    }
+}
+
 #[test]
 fn format_needs_a_size_to_create_an_image_and_leaves_nothing_when_it_fails() {
     let place = Place::new("needs_size");
