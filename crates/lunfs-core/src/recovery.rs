@@ -150,13 +150,12 @@ impl Volume {
     fn evidence(&self, pulse: &Pulse) -> Evidence {
         let watches = self.watches.borrow();
         let watch = watches.get(&pulse.slot);
-        let known = self.known.borrow();
         Evidence {
             gone: watch.and_then(|w| w.gone_since).map(|since| self.now().since(since)),
             silent: watch.is_some_and(|w| w.observation.is_ripe() && w.observation.seen() == pulse),
             claimer_over: pulse
                 .claimer
-                .is_some_and(|c| is_claimer_over(c, self.me(), known.get(&c.slot).copied())),
+                .is_some_and(|c| is_claimer_over(c, self.me(), self.known_incarnation(c.slot))),
         }
     }
 

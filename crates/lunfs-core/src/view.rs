@@ -158,7 +158,7 @@ impl Volume {
     }
 
     async fn look_unheld(&self, id: FileId) -> Result<Look> {
-        let recoveries = self.recoveries_known.get();
+        let began = self.lives_learned.get();
         let (lock, bytes) = self.read_object(id.addr).await?;
         let gone = || Error::new(Kind::Stale, format!("the file at {} is gone", id.addr));
         let lock = lock.ok_or_else(gone)?;
@@ -169,7 +169,9 @@ impl Volume {
         let binds = match judged {
             Judged::Free => true,
             // Only what was read after its holder was recovered has what that replay brought.
-            Judged::Stale(_) if recoveries != self.recoveries_known.get() => return Ok(Look::Torn),
+            Judged::Stale(holder) if self.learned_since(holder.slot, began) => {
+                return Ok(Look::Torn);
+            }
             Judged::Stale(_) => false,
             Judged::Held(holder) => return Ok(Look::Ask(holder, lock.generation)),
             Judged::Ours | Judged::Unsupported => return Ok(Look::Take),

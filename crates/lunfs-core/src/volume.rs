@@ -64,9 +64,11 @@ pub struct Volume {
     pub(crate) inodes: RefCell<BTreeMap<FileId, Rc<Inode>>>,
     pub(crate) journal_cell: OnceCell<Rc<Journal>>,
     pub(crate) orphans_cell: OnceCell<FileId>,
-    pub(crate) known: RefCell<BTreeMap<SlotNo, u64>>,
-    /// How often one of them has risen: an end of a life was learned of.
-    pub(crate) recoveries_known: Cell<u64>,
+    /// The incarnation that each slot was seen to have reached, and the count of `lives_learned`
+    /// then.
+    pub(crate) known: RefCell<BTreeMap<SlotNo, (u64, u64)>>,
+    /// How often one of them has risen.
+    pub(crate) lives_learned: Cell<u64>,
     pub(crate) watches: RefCell<BTreeMap<SlotNo, Watch>>,
     /// Dead hosts that this one could not recover, and when it may try again.
     pub(crate) unrecovered: RefCell<BTreeMap<Holder, Instant>>,
@@ -132,7 +134,7 @@ impl Volume {
             journal_cell: OnceCell::new(),
             orphans_cell: OnceCell::new(),
             known: RefCell::default(),
-            recoveries_known: Cell::new(0),
+            lives_learned: Cell::new(0),
             watches: RefCell::default(),
             unrecovered: RefCell::default(),
             damaged: RefCell::default(),
@@ -234,19 +236,24 @@ impl Volume {
 
     pub(crate) fn know(&self, slot: SlotNo, incarnation: u64) {
         let mut known = self.known.borrow_mut();
-        let entry = known.entry(slot).or_default();
-        if incarnation > *entry {
-            *entry = incarnation;
-            self.recoveries_known.set(self.recoveries_known.get() + 1);
+        let (reached, learned) = known.entry(slot).or_default();
+        if incarnation > *reached {
+            self.lives_learned.set(self.lives_learned.get() + 1);
+            (*reached, *learned) = (incarnation, self.lives_learned.get());
         }
-        let now = *entry;
+        let now = *reached;
         // Who was recovered is of no concern any more.
         let mut unrecovered = self.unrecovered.borrow_mut();
         unrecovered.retain(|dead, _| dead.slot != slot || dead.incarnation.0 >= now);
     }
 
     pub(crate) fn known_incarnation(&self, slot: SlotNo) -> Option<u64> {
-        self.known.borrow().get(&slot).copied()
+        self.known.borrow().get(&slot).map(|(reached, _)| *reached)
+    }
+
+    /// Did this host learn that a life in this slot was over when `lives_learned` was beyond that?
+    pub(crate) fn learned_since(&self, slot: SlotNo, lives_learned: u64) -> bool {
+        self.known.borrow().get(&slot).is_some_and(|(_, learned)| *learned > lives_learned)
     }
 
     pub(crate) fn writable(&self) -> Result<()> {
