@@ -158,8 +158,15 @@ impl Volume {
     }
 
     async fn look_unheld(&self, id: FileId) -> Result<Look> {
-        let began = self.lives_learned.get();
-        let (lock, bytes) = self.read_object(id.addr).await?;
+        let (lock, bytes) = loop {
+            let began = self.lives_learned.get();
+            let (lock, bytes) = self.read_object(id.addr).await?;
+            let holder = lock.and_then(|lock| lock.holder);
+            // Only what was read after its holder was recovered has what that replay brought.
+            if holder.is_none_or(|holder| !self.learned_since(holder.slot, began)) {
+                break (lock, bytes);
+            }
+        };
         let gone = || Error::new(Kind::Stale, format!("the file at {} is gone", id.addr));
         let lock = lock.ok_or_else(gone)?;
         if lock.generation.birth != id.birth || lock.object != LockObject::Descriptor {
@@ -168,10 +175,6 @@ impl Volume {
         let judged = judge(&lock, self.me(), |slot| self.known_incarnation(slot));
         let binds = match judged {
             Judged::Free => true,
-            // Only what was read after its holder was recovered has what that replay brought.
-            Judged::Stale(holder) if self.learned_since(holder.slot, began) => {
-                return Ok(Look::Torn);
-            }
             Judged::Stale(_) => false,
             Judged::Held(holder) => return Ok(Look::Ask(holder, lock.generation)),
             Judged::Ours | Judged::Unsupported => return Ok(Look::Take),

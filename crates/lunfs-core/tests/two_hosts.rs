@@ -8,7 +8,9 @@ use futures_util::future::{join, join_all};
 use lunfs_core::env::Env;
 use lunfs_core::{FormatOptions, Kind, StopReason, Volume, format_volume};
 use lunfs_format::{Sizes, Timing};
-use support::{Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern};
+use support::{
+    Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern, sleep,
+};
 
 async fn formatted(env: &Env) {
     let options =
@@ -98,6 +100,8 @@ fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
         let (_, ids) = join(a.serve(), make).await;
         let b = mount(&env, "b").await;
         let look = async {
+            // It takes the lock of its own orphan directory first.
+            sleep(&env, 100).await;
             let before = b.counters().locks_acquired;
             for id in ids.iter().flat_map(|id| [id; 3]) {
                 b.getattr(*id).await.expect("works");
