@@ -136,11 +136,18 @@ impl Volume {
 
     /// Writes back the pending changes of a file.
     pub(crate) async fn write_back_id(&self, id: FileId) -> Result<()> {
-        if !self.inodes.borrow().get(&id).is_some_and(|i| i.is_dirty()) {
-            return Ok(());
+        match self.hold_dirty(id).await? {
+            Some(guard) => self.write_back(&guard).await,
+            None => Ok(()),
         }
-        let guard = self.hold(Wish::from(id)).await?;
-        self.write_back(&guard).await
+    }
+
+    /// The guard of a file with pending changes; `None`: it has none.
+    pub(crate) async fn hold_dirty(&self, id: FileId) -> Result<Option<WriteGuard>> {
+        if !self.inodes.borrow().get(&id).is_some_and(|i| i.is_dirty()) {
+            return Ok(None);
+        }
+        self.hold(Wish::from(id)).await.map(Some)
     }
 
     /// Writes back the pending changes of a file whose guard the caller has: flush, then one or

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use futures_util::future::{Either, select};
 use lunfs_format::{
     BlockNo, Cluster, Holder, JOURNAL_ORPHANS, Lock, LockMode, LockObject, Pulse, PulseState,
-    Request, SlotNo, Stamp, Version,
+    Request, SlotNo, Stamp,
 };
 
 use crate::allocate::Allocator;
@@ -26,7 +26,7 @@ use crate::io::{Io, Settled};
 use crate::journal::Journal;
 use crate::journal::replay::newest_header;
 use crate::liveness::{Found, Liveness, claim_wait, interval, lease};
-use crate::lock::{Judged, acquired, judge};
+use crate::lock::{Judged, acquired, judge, prepared};
 use crate::locks::{Wish, stamp_matches};
 use crate::slots::{Seen, may_join};
 use crate::types::{FileId, MountOptions};
@@ -230,16 +230,7 @@ impl Volume {
             // An earlier life of this slot got as far as here; whoever recovered it may hold it.
             Some(lock) if lock.generation.birth == birth => self.inherit_orphans(at, birth).await,
             Some(_) | None => {
-                let lock = Lock {
-                    mode: LockMode::Exclusive,
-                    object: LockObject::Descriptor,
-                    holder: Some(self.me()),
-                    generation: Version { birth, count: 1 },
-                    nonce: self.nonce(),
-                    stamp: Stamp::default(),
-                    giver: None,
-                    payload: 0,
-                };
+                let lock = prepared(birth, self.me(), self.nonce());
                 self.io.write(at, lock_block(self.sb.volume, at, &lock), true).await?;
                 self.write_empty_orphans(at, birth).await
             }

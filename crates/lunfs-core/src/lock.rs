@@ -14,7 +14,7 @@
 //!   slot's; each change raises the generation.
 //! - The disk is the truth: a lock that names us is ours, whether we remember it or not (H4).
 
-use lunfs_format::{Holder, Lock, LockMode, SlotNo, Stamp};
+use lunfs_format::{Holder, Lock, LockMode, LockObject, SlotNo, Stamp, Version};
 
 /// What a lock that was read means to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,21 @@ pub fn judge(lock: &Lock, me: Holder, incarnation_of: impl Fn(SlotNo) -> Option<
         (LockMode::Void, _) => Judged::Gone,
         (LockMode::Exclusive, None)
         | (LockMode::Shared | LockMode::MultiWriter | LockMode::Frozen, _) => Judged::Unsupported,
+    }
+}
+
+/// The first image of the lock of a new descriptor: it names its maker, so whoever finds the object
+/// has to ask, and the maker places the body before it gives the lock (H2).
+pub fn prepared(birth: u64, me: Holder, nonce: u64) -> Lock {
+    Lock {
+        mode: LockMode::Exclusive,
+        object: LockObject::Descriptor,
+        holder: Some(me),
+        generation: Version { birth, count: 1 },
+        nonce,
+        stamp: Stamp::default(),
+        giver: None,
+        payload: 0,
     }
 }
 
@@ -113,7 +128,7 @@ pub fn voided(lock: &Lock, nonce: u64) -> Lock {
 
 #[cfg(test)]
 mod tests {
-    use lunfs_format::{Incarnation, LockObject, Version};
+    use lunfs_format::Incarnation;
 
     use super::*;
 

@@ -384,13 +384,12 @@ impl Volume {
 
     /// Writes back a file's pending changes; what was pending of a file that is gone went with it.
     async fn write_back_living(&self, id: FileId) -> Result<()> {
-        if !self.inode(id).is_dirty() {
-            return Ok(());
-        }
-        match self.hold(id).await {
+        match self.hold_dirty(id).await {
             // Its own lock says so. Of any other lock the same would be a failure like others.
             Err(e) if e.kind == Kind::Stale => Ok(()),
-            guard => self.write_back(&guard?).await,
+            Err(e) => Err(e),
+            Ok(Some(guard)) => self.write_back(&guard).await,
+            Ok(None) => Ok(()),
         }
     }
 

@@ -3,11 +3,13 @@
 //! Invariant: a new descriptor's lock is on disk, ours and durable, before the record that makes it
 //! reachable commits (H3).
 
-use lunfs_format::{BLOCK, Content, Descriptor, Lock, LockMode, LockObject, Stamp, Tree, Version};
+use lunfs_format::{Content, Descriptor, Lock, Tree, Version};
 
 use super::LINKS_MAX;
 use crate::allocate::{Purpose, Reservation};
 use crate::error::{Error, Kind, Result};
+use crate::format::lock_block;
+use crate::lock::prepared;
 use crate::locks::{Wish, WriteGuard};
 use crate::types::{Attr, FileId, FileKind, New};
 use crate::volume::Volume;
@@ -66,19 +68,8 @@ impl Volume {
     /// flush makes all locks of a record durable before the record. A crash behind this write
     /// leaves a lock in free space, which nobody looks at.
     async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
-        let lock = Lock {
-            mode: LockMode::Exclusive,
-            object: LockObject::Descriptor,
-            holder: Some(self.me()),
-            generation: Version { birth: reserved.birth, count: 1 },
-            nonce: self.nonce(),
-            stamp: Stamp::default(),
-            giver: None,
-            payload: 0,
-        };
-        let mut block = vec![0; BLOCK];
-        let record = lock.encode(self.sb.volume, reserved.start);
-        block[..record.len()].copy_from_slice(&record[..]);
+        let lock = prepared(reserved.birth, self.me(), self.nonce());
+        let block = lock_block(self.sb.volume, reserved.start, &lock);
         self.io.write(reserved.start, block, false).await?;
         self.journal().follows_lock(&self.io);
         Ok(lock)
