@@ -329,10 +329,6 @@ impl Goals for Ballot {
         matches!(action, Action::Die(_))
     }
 
-    fn is_broken(&self, state: &State) -> bool {
-        state.broken.is_some()
-    }
-
     fn goals(&self) -> Vec<Goal<State>> {
         let numbers = self.numbers;
         // A host that has used up the numbers of this small model would go on with larger ones.

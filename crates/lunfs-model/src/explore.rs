@@ -21,7 +21,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
-use stateright::{Checker, HasDiscoveries, Model};
+use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
 /// Something that must stay possible: its name, and where it is reached.
 pub type Goal<S> = (String, Box<dyn Fn(&S) -> bool>);
@@ -32,8 +32,6 @@ pub trait Goals: Model {
     fn is_fault(&self, action: &Self::Action) -> bool;
     /// What must stay possible without a further fault: fifteen goals at most.
     fn goals(&self) -> Vec<Goal<Self::State>>;
-    /// Is something wrong in this state?
-    fn is_broken(&self, state: &Self::State) -> bool;
     /// The state that follows, and by which renaming it stands for what has really followed.
     fn step(&self, last: &Self::State, action: Self::Action) -> Option<(Self::State, u8)> {
         self.next_state(last, action).map(|state| (state, 0))
@@ -206,13 +204,14 @@ where
         graph.from.push((number, 0));
         ahead.push_back((number, 0, state));
     }
+    let properties = model.properties();
     let mut actions = Vec::new();
     while let Some((number, depth, state)) = ahead.pop_front() {
         graph.depth = graph.depth.max(depth);
         let is_reached = |goal: &usize| goals[*goal].1(&state);
         let reached = (0..goals.len()).filter(is_reached);
         graph.able.push(reached.fold(0, |able, goal| able | 1 << goal));
-        if model.is_broken(&state) {
+        if properties.iter().any(|p| is_missed(p, model, &state)) {
             graph.broken.get_or_insert(number);
         }
         actions.clear();
@@ -234,6 +233,11 @@ where
         graph.first.push(u32::try_from(graph.steps.len()).expect("fewer than 2^32 steps"));
     }
     graph
+}
+
+/// Does a state miss what must always hold?
+fn is_missed<M: Model>(property: &Property<M>, model: &M, state: &M::State) -> bool {
+    property.expectation == Expectation::Always && !(property.condition)(model, state)
 }
 
 /// A fingerprint is a hash already.

@@ -523,10 +523,6 @@ impl Goals for Hosts {
         }
     }
 
-    fn is_broken(&self, state: &State) -> bool {
-        state.broken.is_some()
-    }
-
     fn step(&self, last: &State, action: Action) -> Option<(State, u8)> {
         let mut state = last.clone();
         if self.merges(last) {

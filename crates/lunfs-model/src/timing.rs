@@ -576,10 +576,6 @@ impl Goals for Timing {
         matches!(action, Action::GoBack | Action::Lose(_) | Action::Seen { well: false })
     }
 
-    fn is_broken(&self, state: &State) -> bool {
-        state.broken.is_some()
-    }
-
     fn goals(&self) -> Vec<Goal<State>> {
         // A host that lives gets its lease back, or somebody takes over.
         let goes_on = |state: &State| {

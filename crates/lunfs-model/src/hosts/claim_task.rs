@@ -113,7 +113,8 @@ impl State {
         Some(())
     }
 
-    fn replays(&self, me: Life) -> bool {
+    /// Is a write of its replay under way?
+    pub fn replays(&self, me: Life) -> bool {
         self.flights.iter().any(|f| matches!(f, Flight::Replay { by, .. } if *by == me))
     }
 

@@ -366,13 +366,6 @@ impl Program {
             (Task::Lock | Task::Claim, ..) => None,
         }
     }
-
-    /// Is nothing to be done before it may leave?
-    fn is_leavable(&self) -> bool {
-        self.holds.iter().flatten().all(|held| held.stage == Stage::Clean)
-            && self.lock_task == LockTask::Idle
-            && self.claim_task == ClaimTask::Idle
-    }
 }
 
 impl State {
@@ -386,10 +379,9 @@ impl State {
     /// Is all of a dead journal in place?
     fn has_replayed(&self, at: usize) -> bool {
         let program = &self.programs[at];
-        let is_replay = |f: &Flight| matches!(f, Flight::Replay { by, .. } if *by == program.me);
         matches!(program.claim_task, ClaimTask::Working { step, left, .. }
             if STEPS[usize::from(step)] == Step::Replay && left == [false; LOCKS])
-            && !self.flights.iter().any(is_replay)
+            && !self.replays(program.me)
     }
 
     fn land_place(&mut self, me: Life, lock: usize) {

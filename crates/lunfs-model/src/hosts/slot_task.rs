@@ -8,9 +8,7 @@ use lunfs_core::liveness::{Found, Liveness};
 use lunfs_format::SlotNo;
 
 use super::answer::Told;
-use super::state::{
-    Author, ClaimTask, Flight, Journal, LOCKS, LockTask, Op, Program, Stage, State, Swap,
-};
+use super::state::{Author, ClaimTask, Flight, Journal, LOCKS, LockTask, Op, Program, State, Swap};
 use super::{Fence, Hosts};
 use crate::image::{Life, Says, SlotImage};
 
@@ -126,9 +124,7 @@ impl State {
     /// Leaves, if everything is in place: frees the own slot, or stops if a claim is kept.
     pub fn leave(&mut self, at: usize) -> Option<()> {
         let program = self.programs[at];
-        let is_clean = program.holds.iter().flatten().all(|held| held.stage == Stage::Clean);
-        let is_idle = program.lock_task == LockTask::Idle && program.claim_task == ClaimTask::Idle;
-        if !is_clean || !is_idle || program.leaving.is_some() {
+        if !program.is_leavable() || program.leaving.is_some() {
             return None;
         }
         self.flush();

@@ -160,6 +160,15 @@ pub struct Program {
     pub leaving: Option<Op>,
 }
 
+impl Program {
+    /// Is nothing to be done before it may leave?
+    pub fn is_leavable(&self) -> bool {
+        self.holds.iter().flatten().all(|held| held.stage == Stage::Clean)
+            && self.lock_task == LockTask::Idle
+            && self.claim_task == ClaimTask::Idle
+    }
+}
+
 /// What went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Broken {
