@@ -7,11 +7,11 @@ use futures_util::future::join;
 use lunfs_core::{Fallocate, Kind, RenameMode, SetAttr, StopReason, Volume, XattrMode};
 use lunfs_format::{
     BLOCK, BlockNo, Cluster, Content, Descriptor, Holder, Incarnation, JOURNAL_ORPHANS, Lock,
-    LockMode, LockObject, SlotNo, Stamp, Tree, Version,
+    LockMode, LockObject, SlotNo, Stamp, Tree, Version, VolumeId,
 };
 use support::{
-    block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount, pattern,
-    served, sleep, within,
+    Ram, block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount,
+    pattern, served, sleep, within,
 };
 
 /// A hole over a file of terabytes without a block went through every file block that could be
@@ -422,6 +422,10 @@ fn a_damaged_lock_is_not_a_deleted_file() {
     });
 }
 
+fn lock_at(disk: &Ram, volume: VolumeId, at: BlockNo) -> Lock {
+    Lock::decode(&disk.get(at.offset(), 512), volume, at).expect("a lock")
+}
+
 /// A cluster that had served for files became a journal. Where a file had been deleted lay the new
 /// host's orphan directory, born at the number of its slot's life, which was lower: generations at
 /// an address began again, and who still knew a file of that birth there would have found it.
@@ -442,17 +446,14 @@ fn an_orphan_directory_is_born_after_what_lay_in_its_place() {
             header.version.count = 40;
             let body = header.encode(sb.volume, at);
             disk.put(at.offset(), &body[..]);
-            let lock = disk.get(cluster.offset(), 512);
-            let mut lock = Lock::decode(&lock, sb.volume, cluster).expect("a lock");
+            let mut lock = lock_at(&disk, sb.volume, cluster);
             lock.stamp = Stamp {
                 version: header.version,
                 checksum: lunfs_format::stored_checksum(&body[..]),
             };
             disk.put(cluster.offset(), &lock.encode(sb.volume, cluster)[..]);
             let b = mount(&env, "b").await;
-            let orphans = cluster.plus(lunfs_format::JOURNAL_ORPHANS);
-            let lock = disk.get(orphans.offset(), 512);
-            let lock = Lock::decode(&lock, sb.volume, orphans).expect("its journal is there");
+            let lock = lock_at(&disk, sb.volume, cluster.plus(JOURNAL_ORPHANS));
             assert_eq!(lock.holder, Some(b.me()));
             assert!(lock.generation.birth > 40, "{}", lock.generation);
         })
@@ -500,8 +501,7 @@ fn joins_over_what_a_create_left(mode: LockMode) {
         disk.put(at.offset(), &body.encode(sb.volume, at)[..]);
         served(&[&a], async {
             let b = mount(&env, "b").await;
-            let lock = disk.get(orphans.offset(), 512);
-            let lock = Lock::decode(&lock, sb.volume, orphans).expect("its journal is there");
+            let lock = lock_at(&disk, sb.volume, orphans);
             assert_eq!(lock.holder, Some(b.me()));
             assert_eq!(lock.generation.birth, 2, "the very birth that lay there");
             served(&[&b], async {

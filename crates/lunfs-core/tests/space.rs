@@ -35,6 +35,18 @@ async fn fill_map(host: &Volume, id: FileId) -> u64 {
     unreachable!("a map does not stay small for ever")
 }
 
+/// A file whose map needs another block with the next entry, and how many entries it has.
+async fn file_with_full_map(host: &Volume, dir: FileId) -> (FileId, u64) {
+    let probe = host.create(dir, b"probe", file()).await.expect("works").id;
+    let entries = fill_map(host, probe).await;
+    host.unlink(dir, b"probe").await.expect("works");
+    let large = host.create(dir, b"large", file()).await.expect("works").id;
+    for i in 0..entries {
+        host.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
+    }
+    (large, entries)
+}
+
 /// Writes to the file in pieces of this size until nothing more fits.
 async fn fill_file(host: &Volume, id: FileId, from: u64, size: usize) -> u64 {
     for i in from.. {
@@ -73,13 +85,7 @@ fn attributes_leave_what_accepted_writes_need() {
         let b = beside(&mut serve_a, mount(&env, "b")).await;
         let story = async {
             let dir = a.create(a.root(), b"a", directory()).await.expect("works").id;
-            let probe = a.create(dir, b"probe", file()).await.expect("works").id;
-            let entries = fill_map(&a, probe).await;
-            a.unlink(dir, b"probe").await.expect("works");
-            let large = a.create(dir, b"large", file()).await.expect("works").id;
-            for i in 0..entries {
-                a.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
-            }
+            let (large, entries) = file_with_full_map(&a, dir).await;
             let mut named = Vec::new();
             for i in 0..400 {
                 let name = format!("f{i}");
@@ -129,13 +135,7 @@ fn a_cluster_that_cannot_be_given_yet_stays_useful() {
         let story = async {
             let made = a.create(root, b"a", directory()).await.expect("works").id;
             let others = b.create(root, b"b", directory()).await.expect("works").id;
-            let probe = a.create(made, b"probe", file()).await.expect("works").id;
-            let entries = fill_map(&a, probe).await;
-            a.unlink(made, b"probe").await.expect("works");
-            let large = a.create(made, b"large", file()).await.expect("works").id;
-            for i in 0..entries {
-                a.write(large, i * FILE_BLOCK, pattern(4096, 2)).await.expect("works");
-            }
+            let (large, entries) = file_with_full_map(&a, made).await;
             let spare = a.create(made, b"spare", file()).await.expect("works").id;
             a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
             a.sync().await.expect("works");
