@@ -302,10 +302,10 @@ impl Volume {
         match offset {
             // A cluster's first two blocks are its lock and its header.
             Some(offset) if offset >= 2 && offset.saturating_add(len) <= blocks => Ok(()),
-            _ => Err(Error::new(
-                Kind::Corrupt,
-                format!("{len} blocks at {start} are not blocks of a cluster; run `lunfs check`"),
-            )),
+            _ => {
+                let what = format!("{len} blocks at {start} are not blocks of a cluster");
+                Err(Error::damage(what))
+            }
         }
     }
 

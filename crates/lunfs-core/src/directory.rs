@@ -329,12 +329,11 @@ impl Volume {
 
 /// A file's last name goes before the file does: a name without a file is damage.
 fn names_nothing(dir: FileId, id: FileId) -> Error {
-    let why = format!(
+    Error::damage(format!(
         "an entry of directory {} names block {}, where the lock of its file is damaged or gone; \
-         nothing was changed, unmount everywhere and run `lunfs check`",
+         nothing was changed",
         dir.addr, id.addr
-    );
-    Error::new(Kind::Corrupt, why)
+    ))
 }
 
 /// A directory has a subdirectory less.

@@ -74,13 +74,15 @@ impl Error {
         Error::damaged(at, why)
     }
 
-    /// What lies at `at` is not what it must be. Every error about damage says where it is and what
-    /// to do.
+    /// What lies at `at` is not what it must be.
     pub fn damaged(at: BlockNo, why: impl std::fmt::Display) -> Error {
-        Error::new(
-            Kind::Corrupt,
-            format!("block {at} is corrupt: {why}; unmount everywhere and run `lunfs check`"),
-        )
+        Error::damage(format!("block {at} is corrupt: {why}"))
+    }
+
+    /// Bytes on the volume are not what they must be. `what` says where, and what was not done for
+    /// it; what to do follows.
+    pub fn damage(what: impl std::fmt::Display) -> Error {
+        Error::new(Kind::Corrupt, format!("{what}; unmount everywhere and run `lunfs check`"))
     }
 }
 

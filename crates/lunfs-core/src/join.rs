@@ -30,7 +30,7 @@ use crate::lock::{Judged, acquired, judge, prepared};
 use crate::locks::{Wish, stamp_matches};
 use crate::slots::{Seen, may_join};
 use crate::types::{FileId, MountOptions};
-use crate::volume::{Intent, Volume};
+use crate::volume::{Intent, Phase, Volume};
 
 /// How often a joiner without place for a journal looks for a cluster that another host let go.
 const ASK_ROUNDS: u32 = 12;
@@ -388,7 +388,7 @@ impl Volume {
     pub async fn unmount(&self) -> Result<()> {
         // Operations are refused from here on, and those under way end first: nothing may be
         // acknowledged that the last checkpoint does not carry.
-        self.closing.set(true);
+        self.reach(Phase::Closing);
         loop {
             let done = self.tasks_done.notified();
             if self.tasks.get() == 0 && self.operations.get() == 0 {
@@ -397,7 +397,7 @@ impl Volume {
             select(std::pin::pin!(done), Box::pin(self.io.until_stopped())).await;
             self.io.pass().await?;
         }
-        self.drained.set(true);
+        self.reach(Phase::Drained);
         // The service would go on with what cannot be written back now, and find space when the
         // slot is just becoming free.
         let _alone = self.writing_back.lock().await;
@@ -420,7 +420,7 @@ impl Volume {
         self.leave_slot().await?;
         tracing::info!(event = "unmounted", slot = self.slot().0);
         // Nothing of ours may reach the disk from here on: the slot may be another host's already.
-        self.ended.set(true);
+        self.reach(Phase::Ended);
         self.io.close();
         self.ending.notify_waiters();
         written
@@ -438,7 +438,7 @@ impl Volume {
 
     /// Replaces our last image by a free slot. Pulses in flight may come first; each is settled.
     async fn leave_slot(&self) -> Result<()> {
-        self.leaving.set(true);
+        self.reach(Phase::Leaving);
         loop {
             let confirmed = match self.live.borrow().as_ref() {
                 Some(live) => live.confirmed().clone(),

@@ -15,7 +15,7 @@ use crate::liveness::{Found, interval, lease_is_open, pulses_well};
 use crate::settle::{Answered, answered};
 use crate::slots::Seen;
 use crate::types::StopReason;
-use crate::volume::{Task, Volume};
+use crate::volume::{Phase, Task, Volume};
 
 /// Pulses under way at once.
 const PULSES_MAX: usize = 4;
@@ -77,14 +77,14 @@ impl Volume {
         let mut stopped = Box::pin(self.io.until_stopped());
         loop {
             let ended = self.ending.notified();
-            if self.ended.get() {
+            if self.phase.get() == Phase::Ended {
                 return StopReason::Unmounted;
             }
             let work = select(tasks.next(), Box::pin(to_run.recv()));
             let over = select(&mut stopped, Box::pin(ended));
             match select(over, work).await {
                 Either::Left((Either::Left((why, _)), _)) => {
-                    if self.ended.get() {
+                    if self.phase.get() == Phase::Ended {
                         return StopReason::Unmounted;
                     }
                     return StopReason::Stopped(why);
@@ -130,7 +130,7 @@ impl Volume {
         let mut flying = FuturesUnordered::new();
         let mut due = self.now();
         loop {
-            if self.io.stopped().is_some() || self.leaving.get() {
+            if self.io.stopped().is_some() || self.phase.get() >= Phase::Leaving {
                 return;
             }
             if self.now() >= due {
@@ -466,7 +466,7 @@ impl Volume {
 async fn run(volume: Rc<Volume>, service: impl AsyncFn(&Volume) -> Result<()>) {
     if let Err(e) = service(&volume).await
         && volume.io.stopped().is_none()
-        && !volume.ended.get()
+        && volume.phase.get() < Phase::Ended
     {
         // A service that cannot go on must not leave a host that looks alive (H23).
         volume.io.stop(format!("a service ended: {e}"));

@@ -388,11 +388,10 @@ impl<'v> Transaction<'v> {
 }
 
 fn free_already(run: Run) -> Error {
-    let what = format!(
-        "{} blocks at {} are given up but free already; nothing was changed, run `lunfs check`",
-        run.len, run.start
-    );
-    Error::new(Kind::Corrupt, what)
+    let Run { start, len, .. } = run;
+    Error::damage(format!(
+        "{len} blocks at {start} are given up but free already; nothing was changed"
+    ))
 }
 
 /// Bytes that the orphan directory keeps in its descriptor.

@@ -120,10 +120,8 @@ impl Volume {
         let block =
             NodeBlock::decode(&bytes, self.sb.volume, at).map_err(|e| Error::corrupt(at, &e))?;
         if block.owner != lock {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("node {at} belongs to {}, not to {lock}; run `lunfs check`", block.owner),
-            ));
+            let why = format!("it is a node of {}, not of {lock}", block.owner);
+            return Err(Error::damaged(at, why));
         }
         Ok(block)
     }

@@ -41,6 +41,25 @@ pub(crate) struct Intent {
     pub journal: Option<lunfs_format::BlockNo>,
 }
 
+/// How far a mount has come. It only goes on:
+///
+/// ```text
+/// Serving --unmount--> Closing --nothing under way--> Drained --in place--> Leaving --> Ended
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Operations run.
+    Serving,
+    /// New operations are refused, and those under way end.
+    Closing,
+    /// None is under way: requests of others are not served any more.
+    Drained,
+    /// The slot becomes free: no pulse begins any more.
+    Leaving,
+    /// It is free, and nothing of ours reaches the disk.
+    Ended,
+}
+
 /// A mounted volume.
 pub struct Volume {
     weak: Weak<Volume>,
@@ -87,11 +106,7 @@ pub struct Volume {
     pub(crate) reaping: Mutex<()>,
     /// When this host last began to look for space and found none.
     pub(crate) space_sought: Mutex<Instant>,
-    pub(crate) closing: Cell<bool>,
-    /// Leaving, and nothing is under way any more: requests of others are not served any more.
-    pub(crate) drained: Cell<bool>,
-    pub(crate) leaving: Cell<bool>,
-    pub(crate) ended: Cell<bool>,
+    pub(crate) phase: Cell<Phase>,
     pub(crate) ending: Notify,
 }
 
@@ -149,10 +164,7 @@ impl Volume {
             operations: Cell::new(0),
             reaping: Mutex::new(()),
             space_sought: Mutex::new(Instant(0)),
-            closing: Cell::new(false),
-            drained: Cell::new(false),
-            leaving: Cell::new(false),
-            ended: Cell::new(false),
+            phase: Cell::new(Phase::Serving),
             ending: Notify::new(),
         })
     }
@@ -187,7 +199,7 @@ impl Volume {
 
     /// Why this mount stopped, if it did.
     pub fn stopped(&self) -> Option<StopReason> {
-        if self.ended.get() {
+        if self.phase.get() == Phase::Ended {
             return Some(StopReason::Unmounted);
         }
         self.io.stopped().map(StopReason::Stopped)
@@ -265,7 +277,7 @@ impl Volume {
 
     /// Counts an operation while it lasts; refused once unmount has begun.
     pub(crate) fn operation(&self) -> Result<Operation<'_>> {
-        if self.closing.get() {
+        if self.is_closing() {
             return Err(Error::new(Kind::Stopped, "the volume is being unmounted"));
         }
         self.operations.set(self.operations.get() + 1);
@@ -276,8 +288,13 @@ impl Volume {
         self.dirtied.notify_one();
     }
 
+    /// A mount that could not be left is left again, and does not serve meanwhile.
+    pub(crate) fn reach(&self, phase: Phase) {
+        self.phase.set(self.phase.get().max(phase));
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
-        self.closing.get()
+        self.phase.get() >= Phase::Closing
     }
 
     /// Runs a task of the volume's own beside the operations. After unmount began it is dropped.
@@ -285,7 +302,7 @@ impl Volume {
     where
         F: Future<Output = ()> + 'static,
     {
-        if !self.closing.get() {
+        if !self.is_closing() {
             self.spawn_service(task);
         }
     }
@@ -297,7 +314,7 @@ impl Volume {
         F: Future<Output = ()> + 'static,
     {
         let Some(volume) = self.weak.upgrade() else { return };
-        if self.drained.get() {
+        if self.phase.get() >= Phase::Drained {
             return;
         }
         self.tasks.set(self.tasks.get() + 1);

@@ -6,14 +6,14 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::future::{LocalBoxFuture, join, select};
+use futures_util::future::{Either, LocalBoxFuture, join, select};
 use lunfs_core::env::{Answer, Env, Fence, FenceError, Life};
 use lunfs_core::{Fallocate, FileId, Identity, Kind, MountOptions, SetAttr, StopReason, Volume};
 use lunfs_format::{BlockNo, Pulse, SlotNo};
 use support::moody::{Ask, Fault, Moody, World, why, world};
 use support::{
     beside, block_on, check_clean, directory, file, formatted, journal_headers, mount, pattern,
-    sleep,
+    sleep, within,
 };
 
 /// A host that is polled now and then.
@@ -175,6 +175,35 @@ fn a_joiner_that_keeps_a_claim_does_not_free_its_slot() {
         let refused = Volume::mount(env.clone(), options).await.map(drop);
         let refused = refused.expect_err("it keeps a claim");
         assert!(refused.what.contains("may still land"), "{refused}");
+    });
+}
+
+/// An unmount had the turn of recoveries from its beginning on. What it wrote back could wait for
+/// what a dead host held, and nobody on its host could recover that.
+#[test]
+fn an_unmount_that_writes_back_holds_up_no_recovery() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let Death { c, own, .. } = death(&env).await;
+        let (c, mut serve) = (c.volume, c.serve);
+        let leaves = async {
+            c.write(own, 0, pattern(5000, 1)).await.expect("works");
+            // The flush that the write-back begins with does not end.
+            let is_first = Cell::new(true);
+            disk.when(move |asked| {
+                (asked.ask == Ask::Flush && is_first.replace(false)).then_some(Fault::Hang)
+            });
+            c.unmount().await
+        };
+        let recovers = async {
+            while c.counters().takeovers == 0 {
+                sleep(&env, 100).await;
+            }
+        };
+        let both = select(Box::pin(leaves), Box::pin(within(&env, 10_000, recovers)));
+        let first = beside(&mut serve, both).await;
+        assert!(matches!(first, Either::Right(_)), "the unmount did not wait");
     });
 }
 

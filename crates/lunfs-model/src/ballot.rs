@@ -6,21 +6,18 @@
 //! higher promise has decided.
 //!
 //! ```text
-//!  Idle -> write promise -> read all -> write accepted -> read all -> decided: me -> fence ->
-//! replay
+//!  Idle -> write promise -> read all -> write accepted -> read all -> decided: me -> fence, replay
 //!                              |                             |           another -> leave
 //!                              +---- a higher promise: again +
 //! ```
 //!
 //! A ballot decides once. If the claimer that it decided for dies, the slot would be its for ever
 //! (`rounds` 1 shows it). So a claim has a *round*: round n + 1 begins when the claimer of round n
-//! is
-//! dead, and its claimer fences that one too before it replays (`fences_claimers`).
+//! is dead, and its claimer fences that one too before it replays (`fences_claimers`).
 //!
 //! Abstracted as in `hosts`: no clock, writes land at any time, deaths at any time. Numbers of
 //! ballots are bounded, and so are rounds. What the model does not have: locks under a mutex of
-//! plain
-//! reads and writes, and pulses.
+//! plain reads and writes, and pulses.
 
 use stateright::{Model, Property};
 

@@ -7,27 +7,23 @@
 //! What is abstracted, and why nothing is lost by it:
 //!
 //! - **No clock.** A host may be suspected at any time, a write may be under way for any time, and
-//!   a
-//!   host may do its next step at any time: a pause of any length, also between gate and
-//!   submission,
-//!   is a step that comes late. The gate of the lease never closes here, so every order of events
-//!   that a lease allows is among those explored, and many that it forbids. What this model shows
-//!   holds whatever the clocks do. (What the lease itself promises is `timing`'s to check.)
+//!   a host may do its next step at any time: a pause of any length, also between gate and
+//!   submission, is a step that comes late. The gate of the lease never closes here, so every order
+//!   of events that a lease allows is among those explored, and many that it forbids. What this
+//!   model shows holds whatever the clocks do. (What the lease itself promises is `timing`'s to
+//!   check.)
 //! - **Writes under way** land in any order at any time, before or after the death of their author,
 //!   or never, until a fence is confirmed. Answers may be lost, may say "failed" or may come from a
 //!   second try of what was done (doubled).
 //! - **Every step of a task is a step of the model** where another host could see or do something
-//!   in
-//!   between. A commit is one step: a record that lands late is one whose author was slow. A read
-//!   is
-//!   one step, and so is what is decided from it.
+//!   in between. A commit is one step: a record that lands late is one whose author was slow. A
+//!   read is one step, and so is what is decided from it.
 //! - **Doorbells** are left out: a holder may give up a lock at any time, to anybody.
 //! - **Records of a journal**: of each block the newest image is kept, also after its lock has
-//!   moved
-//!   on. Torn records and revokes are the simulator's.
+//!   moved on. Torn records and revokes are the simulator's.
 //! - **Numbers** that only grow are renumbered (`numbers.rs`), so runs have no bound. Faults
-//!   (deaths,
-//!   suspicions of the living, answers that are not plain, failed writes) have one, by parameter.
+//!   (deaths, suspicions of the living, answers that are not plain, failed writes) have one, by
+//!   parameter.
 //!
 //! What is left out and would matter: bodies of many blocks, torn blocks, damaged slots.
 

@@ -1,8 +1,7 @@
 //! Small images of slots and locks, and what they stand for.
 //!
 //! The decisions of the core take and give `Pulse` and `Lock`. A state of a model keeps of them
-//! only
-//! what a decision looks at; `pulse` and `lock` make the whole again.
+//! only what a decision looks at; `pulse` and `lock` make the whole again.
 
 use lunfs_format::{
     BlockNo, Holder, Incarnation, Lock, LockMode, LockObject, Pulse, PulseState, SlotNo, Stamp,

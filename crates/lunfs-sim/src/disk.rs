@@ -89,6 +89,8 @@ pub struct SharedDisk {
     requests: Cell<u64>,
     /// Reads that showed something else than what is there.
     lies: Cell<u64>,
+    /// Compare-and-writes whose flush failed.
+    unflushed: Cell<u64>,
 }
 
 /// What kind of disk it is.
@@ -135,6 +137,7 @@ impl SharedDisk {
             }),
             requests: Cell::new(0),
             lies: Cell::new(0),
+            unflushed: Cell::new(0),
         })
     }
 
@@ -161,6 +164,11 @@ impl SharedDisk {
     /// Reads that showed something else than what is there, so far.
     pub fn lies(&self) -> u64 {
         self.lies.get()
+    }
+
+    /// Compare-and-writes whose flush failed, so far.
+    pub fn unflushed(&self) -> u64 {
+        self.unflushed.get()
     }
 
     /// How often requests go wrong from now on.
@@ -261,6 +269,7 @@ impl SharedDisk {
                     touched: Vec::new(),
                     buffer: None,
                     compared: None,
+                    is_unflushed: false,
                     epoch: 0,
                     steps: Vec::new(),
                     held: true,
@@ -355,7 +364,9 @@ impl SharedDisk {
         let mut inner = self.inner.borrow_mut();
         if inner.ops.get(&number).is_some_and(|op| op.steps.is_empty()) {
             let order = inner.next_order();
-            if let Some(op) = inner.ops.remove(&number) {
+            if let Some(op) = inner.ops.remove(&number)
+                && !op.is_unflushed
+            {
                 // Whether or not anybody heard of it: the device is done with it, and the next
                 // flush covers it.
                 op.answered.set(op.answered.get().min(order));
@@ -432,7 +443,13 @@ impl SharedDisk {
             Verdict::Failed => {
                 (Err(IoError::Failed("the simulated device refused".to_owned())), "failed")
             }
-            Verdict::Truth => match op.wanted.request {
+            Verdict::Unflushed if op.compared == Some(Compared::Written) => {
+                op.is_unflushed = true;
+                self.unflushed.set(self.unflushed.get() + 1);
+                let why = "the simulated device could not flush".to_owned();
+                (Err(IoError::Unflushed(why)), "unflushed")
+            }
+            Verdict::Truth | Verdict::Unflushed => match op.wanted.request {
                 Request::Read => {
                     let mut data = reads.end(medium, number, op);
                     let lies = self.chance.hits(rates.read_lies)

@@ -1,15 +1,14 @@
 //! A single-threaded executor with virtual time.
 //!
-//! Time is in nanoseconds since the world began and moves only when nothing is ready to run.
-//! A task belongs to an owner: the world, or one process of a host. All tasks of a process can be
-//! killed at once or paused until a later time.
+//! Time is in nanoseconds since the world began and moves only when nothing is ready to run. A task
+//! belongs to an owner: the world, or one process of a host. All tasks of a process can be killed
+//! at once or paused until a later time.
 //!
 //! Invariants:
 //! - The order in which ready tasks run is drawn from the seed; timers fire by time, then by the
 //!   order in which they were set. Nothing else decides.
 //! - A killed task is never polled again, and its future is dropped before `kill` returns, unless
-//!   it is
-//!   the one that runs: then right after.
+//!   it is the one that runs: then right after.
 //! - A paused task is not polled; what woke it meanwhile wakes it at the end of the pause.
 
 use std::cell::{Cell, RefCell};

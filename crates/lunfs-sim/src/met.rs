@@ -57,6 +57,8 @@ met! {
     stops_by_return,
     /// Reads that showed wrong metadata.
     reads_that_lied,
+    /// Compare-and-writes that were done, and whose flush failed.
+    failed_flushes,
     /// Deaths of a third or later program in a row of takeovers.
     chained_deaths,
     /// Requests to the disk.

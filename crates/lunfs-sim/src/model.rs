@@ -309,12 +309,6 @@ impl Model {
         self.with_file(number, |file| file.settle_end((size, tail), by, span, &self.dead));
     }
 
-    /// Numbers of all files that are not going away.
-    pub fn lasting_files(&self) -> Vec<u64> {
-        let files = self.files.borrow();
-        files.values().filter(|file| !file.is_going).map(|file| file.number).collect()
-    }
-
     // Names.
 
     /// Does something with the names of a worker.
@@ -371,12 +365,6 @@ impl Model {
         let tick = self.tick();
         self.with_names(pending.worker, |names| names.acknowledge(pending.mark, tick));
         self.each_shared(pending, |register, change| register.acknowledge(change, tick));
-    }
-
-    /// It was refused and surely changed nothing.
-    pub fn cancel_names(&self, pending: &PendingNames) {
-        self.each_shared(pending, Register::cancel);
-        self.with_names(pending.worker, |names| names.cancel(pending.mark));
     }
 
     /// It ended with an error.

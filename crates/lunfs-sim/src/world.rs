@@ -202,6 +202,7 @@ impl World {
         let mut met = self.met.get();
         met.bytes_checked = self.model.bytes_checked();
         met.reads_that_lied = self.disk.lies();
+        met.failed_flushes = self.disk.unflushed();
         met.requests = self.disk.requests();
         met
     }

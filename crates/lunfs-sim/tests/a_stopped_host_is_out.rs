@@ -4,8 +4,7 @@ use lunfs_sim::disk::faults::{MILLISECOND, SECOND};
 use lunfs_sim::script::Sim;
 
 /// Stopped between its look at the clock and the device (a SIGSTOP, a page fault, a hypervisor):
-/// the
-/// write that was about to be submitted must never land once somebody else owns the file.
+/// the write that was about to be submitted must never land once somebody else owns the file.
 #[test]
 fn a_paused_host_is_killed_and_none_of_its_bytes_land_after_takeover() {
     let sim = Sim::named("a_paused_host_is_killed_and_none_of_its_bytes_land_after_takeover");

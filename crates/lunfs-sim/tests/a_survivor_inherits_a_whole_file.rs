@@ -4,9 +4,8 @@ use lunfs_sim::disk::faults::SECOND;
 use lunfs_sim::script::Sim;
 
 /// The owner of a disk image makes one write durable, starts a second, and dies. The survivor gets
-/// the lock within seconds, and finds the durable data or the later write, whole blocks of
-/// either, on
-/// a volume that needs no repair.
+/// the lock within seconds, and finds the durable data or the later write, whole blocks of either,
+/// on a volume that needs no repair.
 #[test]
 fn a_survivor_inherits_a_whole_file() {
     let sim = Sim::named("a_survivor_inherits_a_whole_file");

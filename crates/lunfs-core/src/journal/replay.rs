@@ -19,7 +19,7 @@ use lunfs_format::{
     RecordEntry, RecordHead, Version, VolumeId, chain, kind_of, peek_header, stored_checksum,
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::io::Io;
 
 /// Reads and writes under way at once.
@@ -113,34 +113,24 @@ pub async fn header(
 ) -> Result<Option<JournalHeader>> {
     let newest = newest_header(io, place).await?;
     match newest {
-        None if live => Err(Error::new(
-            Kind::Corrupt,
-            format!(
-                "both journal headers of slot {} (blocks {} and {}) are corrupt; nothing was \
-                 replayed; run `lunfs check` on the volume",
-                dead.slot,
-                place.cluster.plus(JOURNAL_HEADERS[0]),
-                place.cluster.plus(JOURNAL_HEADERS[1]),
-            ),
-        )),
+        None if live => Err(Error::damage(format!(
+            "both journal headers of slot {} (blocks {} and {}) are corrupt; nothing was replayed",
+            dead.slot,
+            place.cluster.plus(JOURNAL_HEADERS[0]),
+            place.cluster.plus(JOURNAL_HEADERS[1]),
+        ))),
         None => Ok(None),
-        Some(h) if h.incarnation < dead.incarnation && live => Err(Error::new(
-            Kind::Corrupt,
-            format!(
-                "the journal header of slot {}'s last life is unreadable; what that host had made \
-                 durable is in its journal (cluster {}), nothing was replayed; run `lunfs check`",
-                dead.slot, place.cluster
-            ),
-        )),
+        Some(h) if h.incarnation < dead.incarnation && live => Err(Error::damage(format!(
+            "the journal header of slot {}'s last life is unreadable; what that host had made \
+             durable is in its journal (cluster {}), nothing was replayed",
+            dead.slot, place.cluster
+        ))),
         Some(h) if h.incarnation < dead.incarnation => Ok(None),
-        Some(h) if h.incarnation > dead.incarnation => Err(Error::new(
-            Kind::Corrupt,
-            format!(
-                "the journal of slot {} belongs to incarnation {}, its slot is at {}; nothing was \
-                 replayed, run `lunfs check`",
-                dead.slot, h.incarnation, dead.incarnation
-            ),
-        )),
+        Some(h) if h.incarnation > dead.incarnation => Err(Error::damage(format!(
+            "the journal of slot {} belongs to incarnation {}, its slot is at {}; nothing was \
+             replayed",
+            dead.slot, h.incarnation, dead.incarnation
+        ))),
         Some(h) => Ok(Some(h)),
     }
 }
@@ -331,16 +321,13 @@ async fn refuse_broken(reader: &mut Reader<'_>, dead: Holder, missing: u64) -> R
     for position in 0..reader.ring_blocks {
         let Some((head, _)) = reader.head(dead, position).await? else { continue };
         if head.sequence > missing && head.durable >= missing {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "record {missing} in the journal of slot {} is broken, though record {} (block \
-                     {}) says it was durable; nothing was replayed, run `lunfs check`",
-                    dead.slot,
-                    head.sequence,
-                    reader.address(position)
-                ),
-            ));
+            return Err(Error::damage(format!(
+                "record {missing} in the journal of slot {} is broken, though record {} (block {}) \
+                 says it was durable; nothing was replayed",
+                dead.slot,
+                head.sequence,
+                reader.address(position)
+            )));
         }
     }
     Ok(())

@@ -175,7 +175,8 @@ impl Journal {
                 (compound.blocks.len() as u64, compound.revokes.len() as u64)
             };
             let used = self.ring.borrow().used + self.flying.get();
-            // Heads of records take one block for each 62 entries; two more for rounding.
+            // A head has 62 entries. It is counted for every 16, and 8 more: nobody knows yet what
+            // revokes those bring that are still to be added.
             let claimed = running + self.admitted.get() + blocks;
             let need = used + claimed + (claimed + revokes) / 16 + 8;
             if need <= self.ring_blocks || (used == 0 && running == 0 && self.admitted.get() == 0) {

@@ -360,14 +360,11 @@ impl Volume {
             (Meta::Descriptor(Rc::new(body)), version)
         };
         if version < lock.stamp.version {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "block {at} has version {version}, but its lock saw {}: a write was lost; \
-                     nothing was changed, run `lunfs check`",
-                    lock.stamp.version
-                ),
-            ));
+            let seen = lock.stamp.version;
+            return Err(Error::damage(format!(
+                "block {at} has version {version}, but its lock saw {seen}: a write was lost; \
+                 nothing was changed"
+            )));
         }
         Ok((meta, version))
     }

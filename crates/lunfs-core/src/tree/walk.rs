@@ -11,7 +11,7 @@ use std::rc::Rc;
 use lunfs_format::{BlockNo, NODE_CAPACITY, Node};
 
 use super::{ADDRESS_LEN, DEPTH_MAX, ENTRY_MAX, NodeStore, entry_len};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// The keys a node may hold: from `lower`, below `upper`; of a root, all.
 #[derive(Default)]
@@ -121,19 +121,14 @@ pub(super) fn check_inline(root: &Node) -> Result<()> {
         if root.level == 0 { fault(root, &KeyRange::default()) } else { Some("it is not a leaf") };
     match fault {
         None => Ok(()),
-        Some(why) => Err(Error::new(
-            Kind::Corrupt,
-            format!("a descriptor's tree is corrupt: {why}; {ADVICE}"),
-        )),
+        Some(why) => Err(Error::damage(format!("a descriptor's tree is corrupt: {why}"))),
     }
 }
 
 /// The node at `at` is not what it must be.
 fn corrupt(at: BlockNo, why: impl Display) -> Error {
-    Error::new(Kind::Corrupt, format!("tree node in block {} is corrupt: {why}; {ADVICE}", at.0))
+    Error::damage(format!("tree node in block {at} is corrupt: {why}"))
 }
-
-const ADVICE: &str = "unmount everywhere and run `lunfs check`";
 
 impl Visit {
     fn checked(at: BlockNo, node: Rc<Node>, keys: KeyRange) -> Result<Visit> {

@@ -52,6 +52,9 @@ pub struct Rates {
     pub compare_in_doubt: u32,
     /// A compare-and-write is refused and never done.
     pub compare_failed: u32,
+    /// A compare-and-write is done, and the flush that should make it durable fails. No later flush
+    /// makes up for it (N41).
+    pub compare_unflushed: u32,
     /// A write is done twice; of a compare-and-write the second result is reported.
     pub doubled: u32,
     /// A fence reports an error.
@@ -72,6 +75,7 @@ impl Rates {
         flush_in_doubt: 0,
         compare_in_doubt: 0,
         compare_failed: 0,
+        compare_unflushed: 0,
         doubled: 0,
         fence_failed: 0,
         life_unknown: 0,
@@ -99,6 +103,7 @@ impl Rates {
             doubled: one(20_000),
             fence_failed: one(200_000),
             life_unknown: one(200_000),
+            compare_unflushed: one(150),
         }
     }
 }
@@ -138,6 +143,8 @@ pub enum Fate {
     InDoubt(Truth),
     /// The answer is an error, and it is never done.
     Failed,
+    /// It is done, and the answer says that it is not durable.
+    Unflushed,
 }
 
 /// What kind of request it is.
@@ -180,7 +187,9 @@ impl Request {
             Request::Compare => (rates.compare_in_doubt, rates.compare_failed, rates.doubled),
             Request::Flush => (rates.flush_in_doubt, 0, 0),
         };
-        if chance.hits(in_doubt) {
+        if self == Request::Compare && chance.hits(rates.compare_unflushed) {
+            Fate::Unflushed
+        } else if chance.hits(in_doubt) {
             Fate::InDoubt(Truth::draw(chance))
         } else if chance.hits(failed) {
             Fate::Failed

@@ -48,6 +48,8 @@ pub(super) struct Op {
     /// What a read has fetched, if the medium does not show it any more.
     pub buffer: Option<Vec<u8>>,
     pub compared: Option<Compared>,
+    /// Its flush failed: no later flush covers it.
+    pub is_unflushed: bool,
     /// Steps planned under another epoch are void.
     pub epoch: u32,
     /// What is still to happen, last first.

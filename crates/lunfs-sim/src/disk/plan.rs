@@ -25,6 +25,8 @@ pub enum Verdict {
     InDoubt,
     /// An error.
     Failed,
+    /// What truly happened is in the cache for good.
+    Unflushed,
 }
 
 /// Blocks in ascending runs.
@@ -150,7 +152,7 @@ pub fn plan(
     let answer = match fate {
         Fate::LateAnswer => done.max(now + chance.between(4 * SECOND, 20 * SECOND)),
         Fate::InDoubt(_) => done.max(now + chance.between(SECOND, 8 * SECOND)),
-        Fate::Usual | Fate::Doubled | Fate::Failed => done + after,
+        Fate::Usual | Fate::Doubled | Fate::Failed | Fate::Unflushed => done + after,
     };
     let is_scattered = request == Request::Read && chance.hits(rates.read_scattered);
     let portions = match count {
@@ -162,7 +164,7 @@ pub fn plan(
     let window = Window { from, to: done, portions };
     let mut steps = Vec::with_capacity(4);
     match fate {
-        Fate::Usual | Fate::LateAnswer | Fate::InDoubt(Truth::Early) => {
+        Fate::Usual | Fate::LateAnswer | Fate::Unflushed | Fate::InDoubt(Truth::Early) => {
             touches(&mut steps, count, None, window, chance);
         }
         Fate::Doubled => {
@@ -177,13 +179,14 @@ pub fn plan(
         Fate::Failed | Fate::InDoubt(Truth::Never) => {}
     }
     let landed = steps.iter().map(|&(at, _)| at).max().unwrap_or(done);
-    if fua && !steps.is_empty() {
+    if fua && !steps.is_empty() && fate != Fate::Unflushed {
         steps.push((chance.between(landed, landed.max(answer)), Step::Harden));
     }
     let verdict = match fate {
         Fate::Usual | Fate::Doubled | Fate::LateAnswer => Verdict::Truth,
         Fate::InDoubt(_) => Verdict::InDoubt,
         Fate::Failed => Verdict::Failed,
+        Fate::Unflushed => Verdict::Unflushed,
     };
     steps.push((answer, Step::Answer(verdict)));
     // Steps of one moment happen in the order in which they are scheduled: touch, harden, answer.

@@ -128,6 +128,26 @@ fn a_doubled_compare_and_write_reports_a_miscompare_although_it_was_done() {
 }
 
 #[test]
+fn no_later_flush_makes_up_for_one_that_failed() {
+    let mut lost = 0;
+    for seed in 0..50 {
+        let bench = Bench::new(seed);
+        bench.disk.set_rates(Rates { compare_unflushed: 1_000_000, ..Rates::NONE });
+        let (disk, other) = (bench.handle(A), bench.handle(B));
+        let answer = disk.compare_and_write(0, filled(0, 1), filled(1, 1), Instant::FAR);
+        assert!(matches!(bench.run(A, answer), Err(IoError::Unflushed(_))));
+        let again = disk.compare_and_write(0, filled(0, 1), filled(2, 1), Instant::FAR);
+        assert_eq!(bench.run(A, again), Ok(Compared::Miscompare));
+        bench.run(B, other.flush()).unwrap();
+        assert_eq!(bench.disk.peek(0, 512), filled(1, 1));
+        bench.settle();
+        bench.disk.lose_power();
+        lost += u32::from(bench.disk.peek(0, 512) == filled(0, 1));
+    }
+    assert!((5..50).contains(&lost), "{lost} of 50 were lost");
+}
+
+#[test]
 fn a_request_in_doubt_is_done_early_late_or_never() {
     let (mut early, mut late, mut never) = (0, 0, 0);
     for seed in 0..100 {

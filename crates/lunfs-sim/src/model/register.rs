@@ -2,10 +2,9 @@
 //!
 //! Every change has a time span, from its call to its answer. Time is counted in ticks of the
 //! model, one per call and answer, so no two are equal. A look from tick `from` on may see any
-//! change that began, unless it is *superseded*: another change began after this one was over,
-//! was acknowledged before
-//! `from`, and cannot have been lost. A change can be lost if its program died before it was
-//! durable.
+//! change that began, unless it is *superseded*: another change began after this one was over, was
+//! acknowledged before `from`, and cannot have been lost. A change can be lost if its program died
+//! before it was durable.
 //!
 //! This is what "no acknowledged write is lost" and "no stale read after a handover" mean (R11,
 //! R13).

@@ -390,6 +390,7 @@ fn draw_rates(chance: &Chance, tempo: Tempo, mode: Mode) -> Rates {
         // Hours of it: what ends a host must stay an event.
         rates.write_in_doubt /= 20;
         rates.flush_in_doubt /= 20;
+        rates.compare_unflushed /= 20;
         rates.stall /= 10;
         rates.late_answer /= 10;
     }

@@ -90,6 +90,7 @@ impl Totals {
             ("cache losses under living hosts", met.cache_losses),
             ("hosts stopped by a disk that went back in time", met.stops_by_return),
             ("reads that lied", met.reads_that_lied),
+            ("compare-and-writes whose flush failed", met.failed_flushes),
             ("last words", met.last_words),
             ("audits with loss", met.audits_with_loss),
         ];
