@@ -391,7 +391,7 @@ impl Volume {
     /// Initialises more clusters under the frontier's lock, held exclusively on this host too: two
     /// tasks that both did it would write over clusters that are in use already. `false`: the
     /// volume has no more, or another host is at it and `wait` is not allowed.
-    async fn extend_frontier(&self, wait: bool) -> Result<bool> {
+    pub(crate) async fn extend_frontier(&self, wait: bool) -> Result<bool> {
         let at = lunfs_format::FRONTIER_LOCK;
         let wish = Wish { addr: at, birth: 0, kind: WishKind::System };
         let seen = self.initialised().await?;

@@ -32,6 +32,8 @@ counters! {
     claims_kept,
     /// Claims of slots whose former claimer had died.
     claims_after_claimer,
+    /// Takeovers without a slot or a claim, of a volume on which every slot had a dead host.
+    takeovers_alone,
     /// Replays that applied at least one image.
     replays_with_images,
     /// Images that replay wrote.

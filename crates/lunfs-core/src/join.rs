@@ -9,6 +9,7 @@
 //! recover; a journal cluster that was named but not taken is simply not a journal: its lock says
 //! so.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use futures_util::future::{Either, select};
@@ -34,6 +35,8 @@ use crate::volume::{Intent, Phase, Volume};
 
 /// How often a joiner without place for a journal looks for a cluster that another host let go.
 const ASK_ROUNDS: u32 = 12;
+/// How often a joiner that frees a slot looks for one: others may be faster to take it.
+const SLOT_TRIES: u32 = 4;
 
 impl Volume {
     /// Mounts the volume as a new host. The caller must poll `serve` from now on.
@@ -94,8 +97,25 @@ impl Volume {
         Ok(Some(volume))
     }
 
-    /// Finds a free slot and takes it.
+    /// Finds a free slot and takes it. Where none is and nobody has the volume, one is freed first.
     async fn take_slot(&self) -> Result<Pulse> {
+        for _ in 0..SLOT_TRIES {
+            if let Some(joined) = self.take_free_slot().await? {
+                return Ok(joined);
+            }
+            if !self.free_a_slot().await? {
+                break;
+            }
+        }
+        let why = format!(
+            "no slot of {} is free: hosts have them, or died in them and were not recovered yet; \
+             try again in a minute, or unmount somewhere",
+            self.sb.slot_count
+        );
+        Err(Error::new(Kind::Busy, why))
+    }
+
+    async fn take_free_slot(&self) -> Result<Option<Pulse>> {
         let seen = self.region.scan(&self.io).await?;
         let who = &self.options.identity;
         // Programs of this machine that are proven gone are dead; we recover them once we are in.
@@ -125,14 +145,9 @@ impl Volume {
             self.pulsed_at.set(began);
             self.know(joined.slot, joined.incarnation.0);
             self.intent.set(Intent { state: PulseState::Joining, journal: joined.journal });
-            return Ok(joined);
+            return Ok(Some(joined));
         }
-        let why = format!(
-            "no slot of {} is free: hosts have them, or died in them and were not recovered yet; \
-             try again in a minute, or unmount somewhere",
-            self.sb.slot_count
-        );
-        Err(Error::new(Kind::Busy, why))
+        Ok(None)
     }
 
     fn is_gone(&self, seen: &Seen) -> bool {
@@ -303,8 +318,25 @@ impl Volume {
     /// Takes an empty cluster for the journal: named in our pulse first, so that whoever recovers
     /// us knows where to look, then taken by its lock.
     async fn new_journal(&self) -> Result<BlockNo> {
-        let initialised = self.initialised().await?;
-        for index in (1..initialised).rev() {
+        let mut from = 1;
+        loop {
+            let initialised = self.initialised().await?;
+            if let Some(start) = self.journal_among(from..initialised).await? {
+                return Ok(start);
+            }
+            from = initialised;
+            if !self.extend_frontier(true).await? {
+                return Err(Error::new(
+                    Kind::NoSpace,
+                    "no empty cluster is left for this host's journal; free some space on another \
+                     host",
+                ));
+            }
+        }
+    }
+
+    async fn journal_among(&self, clusters: Range<u64>) -> Result<Option<BlockNo>> {
+        for index in clusters.rev() {
             let start = self.geometry().cluster_start(index);
             let (lock, body) = self.read_lock(start).await?;
             let Some(lock) = lock.filter(|l| self.is_empty_cluster(l, &body, start)) else {
@@ -322,13 +354,10 @@ impl Volume {
                 payload: u64::from(self.slot().0),
             };
             if let Settled::Won = self.swap_lock(start, &lock, &ours).await? {
-                return Ok(start);
+                return Ok(Some(start));
             }
         }
-        Err(Error::new(
-            Kind::NoSpace,
-            "no empty cluster is left for this host's journal; free some space on another host",
-        ))
+        Ok(None)
     }
 
     /// Has live hosts show their space and let go of an empty cluster, and takes one for a journal.

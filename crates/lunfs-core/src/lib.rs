@@ -10,6 +10,7 @@
 //! | `settle` | how a compare-and-write ended (R2): pure decisions |
 //! | `claim` | when and how a dead slot is taken over (R4): pure decisions |
 //! | `recovery` | claim, fence, replay, free |
+//! | `marks`, `alone` | who has a volume for itself, and frees a slot where none is free |
 //! | `lock`, `locks` | who may change an object: decisions (R5), caching and handing over (R6) |
 //! | `journal` | the redo journal and its replay (R7..R9) |
 //! | `meta`, `transaction`, `allocate` | cached metadata, atomic changes, space |
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod allocate;
+mod alone;
 mod attributes;
 pub mod check;
 pub mod claim;
@@ -41,6 +43,7 @@ pub mod last_word;
 pub mod liveness;
 pub mod lock;
 mod locks;
+mod marks;
 mod meta;
 mod orphans;
 mod recovery;

@@ -28,7 +28,7 @@ use crate::claim::{
     End, Evidence, STEPS, Step, Verdict, Worked, claimed, end, freed, handed_back, is_claimer_over,
     is_due, is_inherited, judge,
 };
-use crate::env::{Instant, Life};
+use crate::env::{Answer, FenceError, Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
 use crate::journal::replay::{self, Place, Replayed, Unapplied};
@@ -36,8 +36,8 @@ use crate::liveness::{Observation, claim_wait};
 use crate::types::FileId;
 use crate::volume::Volume;
 
-/// A claim that lasts longer makes its claimer stop (H22).
-const CLAIM_DEADLINE: Duration = Duration::from_secs(60);
+/// A takeover that lasts longer makes its host stop (H22).
+pub(crate) const CLAIM_DEADLINE: Duration = Duration::from_secs(60);
 /// Pause between two looks at a slot that somebody waits for.
 const LOOK: Duration = Duration::from_millis(150);
 /// Pause after a fence that was not confirmed.
@@ -230,13 +230,27 @@ impl Volume {
     /// The steps of a takeover. A crash in any of them: the slot is still claimed, and the next
     /// claimer does all of them again.
     async fn work_off(&self, claim: &Pulse) -> std::result::Result<Replayed, Failure> {
+        let fenced = || self.io.env.fence.fence(claim);
+        self.take_steps(claim, fenced).await
+    }
+
+    /// The same of a slot whose program was fenced.
+    pub(crate) async fn replay_fenced(
+        &self,
+        victim: &Pulse,
+    ) -> std::result::Result<Replayed, Failure> {
+        self.take_steps(victim, || Box::pin(async { Ok(()) })).await
+    }
+
+    async fn take_steps(
+        &self,
+        claim: &Pulse,
+        fenced: impl Fn() -> Answer<std::result::Result<(), FenceError>>,
+    ) -> std::result::Result<Replayed, Failure> {
         let mut done = Replayed::default();
         for step in STEPS {
             match step {
-                Step::Fence => {
-                    let fenced = self.io.env.fence.fence(claim).await;
-                    fenced.map_err(|e| Failure::Fence(e.to_string()))?;
-                }
+                Step::Fence => fenced().await.map_err(|e| Failure::Fence(e.to_string()))?,
                 Step::Replay => done = self.replay_claimed(claim).await?,
                 Step::Flush => self.io.flush().await.map_err(Failure::of)?,
             }
@@ -295,26 +309,7 @@ impl Volume {
             self.io.stop(format!("slot {slot} changed under its claimer"));
             return Err(Error::new(Kind::Stopped, "a claimed slot changed"));
         }
-        self.know(claim.slot, free.incarnation.0);
-        self.io.count(|c| {
-            c.takeovers += 1;
-            c.replays_with_images += u64::from(done.applied > 0);
-            c.images_applied += done.applied;
-            c.images_refused += done.refused;
-            c.images_in_place += done.in_place;
-            c.revokes_used += done.revoked;
-        });
-        tracing::warn!(
-            event = "recovered",
-            slot,
-            name = claim.name,
-            records = done.records,
-            applied = done.applied,
-            refused = done.refused,
-            in_place = done.in_place,
-            revoked = done.revoked,
-            "dead host recovered"
-        );
+        self.note_recovered(claim, &free, done);
         if let Some(cluster) = claim.journal {
             let (slot_no, life) = (claim.slot, free.incarnation.0);
             self.spawn(move |volume| async move {
@@ -327,6 +322,30 @@ impl Volume {
             });
         }
         Ok(())
+    }
+
+    /// A slot is free again, with all that its host had made durable in place.
+    pub(crate) fn note_recovered(&self, dead: &Pulse, free: &Pulse, done: Replayed) {
+        self.know(dead.slot, free.incarnation.0);
+        self.io.count(|c| {
+            c.takeovers += 1;
+            c.replays_with_images += u64::from(done.applied > 0);
+            c.images_applied += done.applied;
+            c.images_refused += done.refused;
+            c.images_in_place += done.in_place;
+            c.revokes_used += done.revoked;
+        });
+        tracing::warn!(
+            event = "recovered",
+            slot = dead.slot.0,
+            name = dead.name,
+            records = done.records,
+            applied = done.applied,
+            refused = done.refused,
+            in_place = done.in_place,
+            revoked = done.revoked,
+            "dead host recovered"
+        );
     }
 
     /// Takes over what is still listed of slots that nobody lives in: their last host left or was
@@ -463,7 +482,7 @@ fn dead_of(claim: &Pulse) -> Holder {
 
 /// Why a claim came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error("its fence is not confirmed: {0}")]
     Fence(String),
     #[error("{0}")]

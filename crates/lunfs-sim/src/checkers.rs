@@ -30,6 +30,7 @@ use crate::finding::Findings;
 use crate::story::pulse;
 use crate::trace::Trace;
 use lease::Leases;
+use one_writer::By;
 
 /// What is known of the volume.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,9 @@ pub(crate) enum Place {
 /// What is told of each claim.
 type OnClaim = Box<dyn Fn(Owner)>;
 
+/// Does a program keep everybody else out?
+type IsAlone = Box<dyn Fn(Owner) -> bool>;
+
 /// All that watch the disk.
 pub struct Checkers {
     findings: Rc<Findings>,
@@ -63,6 +67,7 @@ pub struct Checkers {
     leases: Leases,
     writer: one_writer::OneWriter,
     on_claim: RefCell<Option<OnClaim>>,
+    is_alone: RefCell<Option<IsAlone>>,
 }
 
 impl Checkers {
@@ -76,6 +81,7 @@ impl Checkers {
             leases: Leases::default(),
             writer: one_writer::OneWriter::default(),
             on_claim: RefCell::default(),
+            is_alone: RefCell::default(),
         })
     }
 
@@ -103,6 +109,15 @@ impl Checkers {
     /// What to do when a program has claimed another's slot.
     pub fn on_claim(&self, act: impl Fn(Owner) + 'static) {
         *self.on_claim.borrow_mut() = Some(Box::new(act));
+    }
+
+    /// Who holds so many life marks that nobody else can have the volume.
+    pub fn know_marks(&self, is_alone: impl Fn(Owner) -> bool + 'static) {
+        *self.is_alone.borrow_mut() = Some(Box::new(is_alone));
+    }
+
+    fn is_alone(&self, owner: Owner) -> bool {
+        self.is_alone.borrow().as_ref().is_some_and(|is_alone| is_alone(owner))
     }
 
     /// A program started.
@@ -207,7 +222,8 @@ impl View {
 impl Watch for Checkers {
     fn submitted(&self, submission: &Submission<'_>) {
         let Some(known) = self.known.get() else { return };
-        if let Err(what) = self.leases.submitted(submission, &known) {
+        let is_alone = || self.is_alone(submission.owner);
+        if let Err(what) = self.leases.submitted(submission, &known, is_alone) {
             self.add(submission.owner, what);
         }
     }
@@ -260,7 +276,12 @@ impl Checkers {
         if let Err(what) = lease::landed(landing, me, self.leases.has_left(landing.owner), view) {
             self.add(landing.owner, what);
         }
-        if let Err(what) = self.writer.landed(landing, me, view) {
+        let by = match me {
+            Some(me) => By::Host(me),
+            None if self.is_alone(landing.owner) => By::Alone,
+            None => By::Nobody,
+        };
+        if let Err(what) = self.writer.landed(landing, by, view) {
             self.add(landing.owner, what);
         }
     }

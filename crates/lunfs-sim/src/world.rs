@@ -159,7 +159,7 @@ impl World {
         let checkers = Checkers::new(&findings, &trace);
         let progress = Progress::new(&executor);
         disk.watch(Rc::clone(&checkers) as Rc<_>);
-        Rc::new(World {
+        let world = Rc::new(World {
             clocks: clocks.collect(),
             executor,
             trace,
@@ -182,7 +182,11 @@ impl World {
             is_idle: Cell::new(false),
             down: RefCell::default(),
             options,
-        })
+        });
+        let weak = Rc::downgrade(&world);
+        let is_alone = move |owner| weak.upgrade().is_some_and(|world| world.is_alone(owner));
+        world.checkers.know_marks(is_alone);
+        world
     }
 
     /// Does the device show wrong metadata, so that an operation may call it corrupt?
@@ -406,6 +410,13 @@ impl World {
                 true
             }
         }
+    }
+
+    /// Does `owner` hold all life marks but one, which it may have lent to a fence?
+    fn is_alone(&self, owner: Owner) -> bool {
+        let Some((_, geometry)) = self.checkers.volume() else { return false };
+        let held = self.marks.borrow().values().filter(|&&marked| marked == owner).count();
+        held + 1 >= geometry.slot_count as usize
     }
 
     /// `owner` gives the life mark of `slot` back.

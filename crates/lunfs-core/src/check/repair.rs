@@ -25,6 +25,7 @@ use super::walk::Walk;
 use crate::env::{Env, Instant};
 use crate::error::{Error, Kind, Result};
 use crate::liveness::claim_wait;
+use crate::marks::Marks;
 use crate::types::Identity;
 
 /// More lives than a slot can have had: a slot of which nothing is left goes on behind them.
@@ -173,35 +174,6 @@ pub async fn repair(env: &Env, identity: &Identity) -> Result<Vec<Repair>> {
     }
     env.disk.flush().await?;
     Ok(repairs)
-}
-
-/// All life marks of a volume.
-struct Marks<'e> {
-    env: &'e Env,
-    taken: u32,
-}
-
-impl Marks<'_> {
-    fn take_all(env: &Env, slots: u32) -> Result<Marks<'_>> {
-        let mut marks = Marks { env, taken: 0 };
-        for slot in (0..slots).map(SlotNo) {
-            let taken = env.fence.enter(slot);
-            if !taken.map_err(|e| Error::new(Kind::Io, e.to_string()))? {
-                let why = format!(
-                    "a program here runs slot {slot}; nothing was changed, unmount everywhere first"
-                );
-                return Err(Error::new(Kind::Busy, why));
-            }
-            marks.taken += 1;
-        }
-        Ok(marks)
-    }
-}
-
-impl Drop for Marks<'_> {
-    fn drop(&mut self) {
-        (0..self.taken).map(SlotNo).for_each(|slot| self.env.fence.leave(slot));
-    }
 }
 
 /// A host of another machine leaves no mark here.

@@ -52,7 +52,13 @@ impl Leases {
         self.lives.borrow().get(&owner)?.holder
     }
 
-    pub fn submitted(&self, submission: &Submission<'_>, known: &Known) -> Result<(), String> {
+    /// `is_alone`: it has all life marks, and needs no lease as long as it has no slot.
+    pub fn submitted(
+        &self,
+        submission: &Submission<'_>,
+        known: &Known,
+        is_alone: impl Fn() -> bool,
+    ) -> Result<(), String> {
         if !submission.request.changes() {
             return Ok(());
         }
@@ -85,6 +91,7 @@ impl Leases {
                 submission.at,
                 now.since(end).as_millis()
             )),
+            None if is_alone() => Ok(()),
             None => Err(format!(
                 "R1: a {} at {:#x} was submitted before the program had a lease",
                 submission.request.name(),

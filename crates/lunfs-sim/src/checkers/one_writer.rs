@@ -16,6 +16,17 @@ use crate::disk::faults::Request;
 use crate::disk::watch::Landing;
 use crate::model::content::{describe, tagged_file};
 
+/// Who wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// A host in its slot.
+    Host(Holder),
+    /// A program without a slot that keeps everybody else out.
+    Alone,
+    /// A program without a slot.
+    Nobody,
+}
+
 type LockOf = Box<dyn Fn(u64) -> Option<BlockNo>>;
 
 /// What the checker remembers.
@@ -43,16 +54,11 @@ impl OneWriter {
         self.generations.borrow_mut().clear();
     }
 
-    pub fn landed(
-        &self,
-        landing: &Landing<'_>,
-        me: Option<Holder>,
-        view: &View,
-    ) -> Result<(), String> {
+    pub fn landed(&self, landing: &Landing<'_>, by: By, view: &View) -> Result<(), String> {
         match view.known.place(landing.at) {
             Place::Pulse(_) => pulse_changes(landing, view),
             Place::Doorbell(_) | Place::Outside => Ok(()),
-            Place::Block(block) => self.block_changes(landing, block, me, view),
+            Place::Block(block) => self.block_changes(landing, block, by, view),
         }
     }
 
@@ -60,7 +66,7 @@ impl OneWriter {
         &self,
         landing: &Landing<'_>,
         block: BlockNo,
-        me: Option<Holder>,
+        by: By,
         view: &View,
     ) -> Result<(), String> {
         let starts_block = landing.at == block.offset();
@@ -73,8 +79,11 @@ impl OneWriter {
             let before = landing
                 .before
                 .and_then(|before| Lock::decode(before, view.known.volume, block).ok());
-            return match (before, me) {
-                (Some(before), Some(me)) => lock_changes(block, &before, &lock, me, view),
+            return match (before, by) {
+                (_, By::Alone) => {
+                    Err(format!("lock {block} was changed by a program without slot"))
+                }
+                (Some(before), By::Host(me)) => lock_changes(block, &before, &lock, me, view),
                 _ => Ok(()),
             };
         }
@@ -83,8 +92,12 @@ impl OneWriter {
                 "a compare-and-write at block {block} wrote something else than a lock"
             ));
         }
-        let Some(me) = me else {
-            return Err(format!("block {block} was written by a program that has no slot"));
+        let me = match by {
+            By::Host(me) => me,
+            By::Alone => return replayed_alone(landing, block, view),
+            By::Nobody => {
+                return Err(format!("block {block} was written by a program that has no slot"));
+            }
         };
         if starts_block && let Ok(header) = peek_header_of(landing.after, view) {
             return covered(block, header, me, view);
@@ -151,6 +164,23 @@ fn peek_header_of(bytes: &[u8], view: &View) -> Result<BlockNo, ()> {
     owner.copy_from_slice(bytes.get(56..64).ok_or(())?);
     let volume = bytes.get(16..32).ok_or(())?;
     if volume == view.known.volume.0 { Ok(BlockNo(u64::from_le_bytes(owner))) } else { Err(()) }
+}
+
+/// What a program without a slot writes are images that a dead host left, under its locks.
+fn replayed_alone(landing: &Landing<'_>, block: BlockNo, view: &View) -> Result<(), String> {
+    let Ok(lock) = peek_header_of(landing.after, view) else {
+        let is_head = landing.at == block.offset();
+        return if is_head {
+            Err(format!("block {block} is no image of metadata"))
+        } else {
+            Ok(())
+        };
+    };
+    let holder = view.lock(lock).and_then(|lock| lock.holder);
+    match holder {
+        Some(dead) if !view.is_stale(dead) => Ok(()),
+        _ => Err(format!("R7: block {block} is replayed under lock {lock} of {holder:?}")),
+    }
 }
 
 /// May `me` write what `lock` covers?
