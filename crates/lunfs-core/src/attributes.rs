@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use lunfs_format::{Descriptor, FileKind as Stored, Tree};
+use lunfs_format::{Content, Descriptor, FileKind as Stored, Tree};
 
 use crate::allocate::Purpose;
 use crate::data::Held;
@@ -14,6 +14,8 @@ use crate::volume::Volume;
 
 /// Bytes of extended attributes that a descriptor keeps in itself.
 const XATTRS_INLINE: usize = 1000;
+/// Blocks of a descriptor: its lock and its body.
+const DESCRIPTOR_BLOCKS: u64 = 2;
 /// Bytes of one piece of a value.
 const PIECE: usize = 1024;
 /// Largest value in bytes.
@@ -32,13 +34,23 @@ impl Volume {
             nlink: body.nlink,
             rdev: body.rdev,
             size: body.size,
-            blocks: body.blocks,
+            blocks: self.blocks_of(id, body),
             atime: body.atime,
             mtime: body.mtime,
             ctime: body.ctime,
             btime: body.btime,
             parent: FileId { addr: body.parent, birth: body.parent_birth },
         }
+    }
+
+    /// What a program is told of the blocks of a file. Some take one with less than its size for
+    /// sparse, and one with none for a hole: so what is not written back counts, and the
+    /// descriptor, where it holds the contents.
+    fn blocks_of(&self, id: FileId, body: &Descriptor) -> u64 {
+        let is_inside = matches!(&body.content, Content::Bytes(bytes) if !bytes.is_empty());
+        let own = if is_inside { body.blocks + DESCRIPTOR_BLOCKS } else { body.blocks };
+        let pending = self.inodes.borrow().get(&id).map_or(0, |inode| inode.growth());
+        own.saturating_add_signed(pending)
     }
 
     /// Attributes of a file.

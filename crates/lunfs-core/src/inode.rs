@@ -39,6 +39,14 @@ pub struct Delta {
     pub complete: u64,
 }
 
+impl Delta {
+    /// Blocks that the file has more once it is in a transaction.
+    pub fn growth(&self) -> i64 {
+        let reserved = self.reserved.as_ref().map_or(0, |reserved| reserved.len as i64);
+        reserved - self.replaced.iter().map(|(_, len)| *len as i64).sum::<i64>()
+    }
+}
+
 /// Changes that are not in a transaction yet.
 pub struct Pending {
     /// The body as it will be, but for the map.
@@ -70,6 +78,12 @@ impl Inode {
                 .filter_map(|d| d.reserved.as_ref())
                 .any(|r| r.guard.entry.addr == cluster)
         })
+    }
+
+    /// Blocks that it has more than its body says.
+    pub fn growth(&self) -> i64 {
+        let pending = self.pending.borrow();
+        pending.as_ref().map_or(0, |p| p.deltas.values().map(Delta::growth).sum())
     }
 
     /// Are there changes that no transaction has?
@@ -234,13 +248,7 @@ impl Volume {
             logged += 1;
         }
         put_back(inode, deltas.split_off(logged));
-        let mut blocks = nodes;
-        for (_, delta) in &deltas {
-            if let Some(reserved) = &delta.reserved {
-                blocks += reserved.len as i64;
-            }
-            blocks -= delta.replaced.iter().map(|(_, len)| *len as i64).sum::<i64>();
-        }
+        let blocks = nodes + deltas.iter().map(|(_, delta)| delta.growth()).sum::<i64>();
         let (body, more) = {
             let pending = inode.pending.borrow();
             let p = pending.as_ref().expect("pending until written back");

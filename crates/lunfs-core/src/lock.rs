@@ -95,6 +95,18 @@ pub fn released(
     }
 }
 
+/// The image that gives up a lock whose body could not be read. `before` is what it was when it was
+/// taken as `mine`. A stamp that bound then binds again. Under a dead holder none did, and its place
+/// in the lock is what says so: it stays there.
+pub fn given_back(before: &Lock, mine: &Lock, me: Holder, nonce: u64) -> Lock {
+    match before.holder {
+        Some(dead) if dead != me => {
+            Lock { holder: Some(dead), generation: mine.generation.next(), nonce, ..*mine }
+        }
+        Some(_) | None => released(mine, me.slot, None, mine.stamp, nonce),
+    }
+}
+
 /// What happens before a lock changes hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReleaseStep {
@@ -131,6 +143,18 @@ mod tests {
     use lunfs_format::Incarnation;
 
     use super::*;
+
+    #[test]
+    fn a_lock_goes_back_with_the_stamp_that_bound() {
+        let (me, dead) = (holder(1, 1), holder(2, 5));
+        let made = prepared(7, dead, 1);
+        let free = released(&made, dead.slot, None, Stamp { checksum: 9, ..made.stamp }, 2);
+        let back = given_back(&free, &acquired(&free, me, 3), me, 4);
+        assert_eq!((back.mode, back.holder, back.stamp), (free.mode, None, free.stamp));
+        let back = given_back(&made, &acquired(&made, me, 3), me, 4);
+        assert_eq!((back.mode, back.holder), (made.mode, Some(dead)));
+        assert!(back.generation > acquired(&made, me, 3).generation);
+    }
 
     fn holder(slot: u32, incarnation: u64) -> Holder {
         Holder { slot: SlotNo(slot), incarnation: Incarnation(incarnation) }

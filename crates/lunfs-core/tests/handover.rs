@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use lunfs_core::Volume;
+use lunfs_core::env::Env;
+use lunfs_core::{Kind, Volume};
 use lunfs_format::Lock;
 use support::moody::{Ask, Fault, Moody, World, world};
 use support::{
@@ -109,4 +110,51 @@ fn what_was_read_before_a_recovery_is_not_what_it_brought() {
         let (size, ()) = beside(of_b, both).await;
         assert_eq!(size, 5000);
     });
+}
+
+/// A dead host had a file's lock; its journal was replayed. The next one took the lock, could not
+/// read the body in that moment, and gave the lock back as free. Its stamp was of a time before the
+/// dead host had written, and bound again: for whoever read the file without the lock, and for
+/// every check, a write had come from nowhere.
+#[test]
+fn a_lock_whose_body_cannot_be_read_goes_back_as_it_was() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
+        let root = a.root();
+        let (mut of_a, mut of_b) = (Box::pin(a.serve()), Box::pin(b.serve()));
+        let id = beside(join(&mut of_a, &mut of_b), async {
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(5000, 2)).await.expect("works");
+            a.fsync(id).await.expect("works");
+            id
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let recovers = b.clone();
+        disk.when(move |asked| {
+            let is_body = asked.ask == Ask::Read && asked.at == id.addr.plus(1).offset();
+            (is_body && recovers.counters().takeovers > 0).then_some(Fault::Fail)
+        });
+        let unmounted = async {
+            let write = b.write(id, 0, pattern(10, 3));
+            let failed = within(&env, 10_000, write).await.expect_err("its body is not read");
+            assert_eq!(failed.kind, Kind::Io, "{failed}");
+            disk.well();
+            check_locks(&env).await;
+            let read = b.read(id, 0, 1 << 20).await.expect("it can be read again");
+            assert_eq!(read, pattern(5000, 2));
+            b.unmount().await.expect("works");
+        };
+        join(of_b, unmounted).await;
+        check_clean(&env).await;
+    });
+}
+
+/// Has the walker look at a mounted volume.
+async fn check_locks(env: &Env) {
+    let options = lunfs_core::check::Options { offline: false, progress: None };
+    let report = lunfs_core::check::check(&*env.disk, &options).await.expect("checks");
+    assert!(report.is_clean(), "{:#?}", report.findings);
 }

@@ -231,6 +231,40 @@ fn space_allocated_ahead_is_allocated() {
     });
 }
 
+/// Archivers take a file without blocks for a hole: GNU tar with -S stored zeroes for what had been
+/// written a second ago, or lay in the descriptor.
+#[test]
+fn a_file_with_contents_has_blocks() {
+    with_volume(async |v| {
+        for len in [1, 2000, 40_000, 1_000_000] {
+            let id = make(v, v.root(), &format!("f{len}")).await;
+            v.write(id, 0, pattern(len, 1)).await.expect("writes");
+            let at_once = v.getattr(id).await.expect("attrs").blocks;
+            assert!(at_once * 4096 >= len as u64, "{at_once} blocks for {len} bytes");
+            v.fsync(id).await.expect("syncs");
+            assert_eq!(v.getattr(id).await.expect("attrs").blocks, at_once);
+        }
+    });
+}
+
+/// A program asked for more than there was, and got nothing; the volume stayed full of it.
+#[test]
+fn what_was_allocated_in_vain_is_given_back() {
+    with_volume(async |v| {
+        let id = make(v, v.root(), "vain").await;
+        v.write(id, 0, pattern(5000, 1)).await.expect("writes");
+        v.fsync(id).await.expect("syncs");
+        let before = v.getattr(id).await.expect("attrs").blocks;
+        let all = Fallocate::Allocate { keep_size: false };
+        let error = v.fallocate(id, 1 << 20, 1 << 40, all).await.expect_err("not that much");
+        assert_eq!(error.kind, Kind::NoSpace);
+        let after = v.getattr(id).await.expect("attrs");
+        assert_eq!((after.size, after.blocks), (5000, before));
+        let other = make(v, v.root(), "other").await;
+        v.write(other, 0, pattern(64 << 20, 2)).await.expect("there is room");
+    });
+}
+
 /// Punching costs what is there, not what the range says: this one has 2^38 file blocks.
 #[test]
 fn a_huge_sparse_file_is_punched_at_once() {

@@ -5,6 +5,7 @@
 //! - Only whole grains leave the mask; the edges of a punched range are overwritten with zeroes.
 //! - Before a run is given up nothing about it is pending: it is written back first.
 
+use std::cell::RefCell;
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -27,6 +28,23 @@ impl Volume {
         self.writable()?;
         let end = at.checked_add(len).filter(|end| len > 0 && *end <= SIZE_MAX);
         let end = end.ok_or_else(|| Error::new(Kind::Invalid, "a range that no file has"))?;
+        let made = RefCell::new(Vec::new());
+        let done = self.fallocate_seeking(file, (at, len, end), mode, &made).await;
+        if done.as_ref().is_err_and(|e| e.kind == Kind::NoSpace) {
+            // What there was is no use to a program that wanted all of it, and none to others.
+            self.give_up_unused(file, made.into_inner()).await?;
+        }
+        done
+    }
+
+    /// `made`: file blocks that had no place before.
+    async fn fallocate_seeking(
+        &self,
+        file: FileId,
+        (at, len, end): (u64, u64, u64),
+        mode: Fallocate,
+        made: &RefCell<Vec<u64>>,
+    ) -> Result<()> {
         self.with_space(async || {
             let guard = self.hold(Wish::from(file)).await?;
             let inode = self.inode(file);
@@ -39,7 +57,7 @@ impl Volume {
             }
             let grow = match mode {
                 Fallocate::Allocate { keep_size } => {
-                    self.allocate_range(&guard, &inode, file, at, len).await?;
+                    self.allocate_range(&guard, &inode, parts(at, len), made).await?;
                     !keep_size
                 }
                 Fallocate::PunchHole => {
@@ -74,11 +92,11 @@ impl Volume {
         &self,
         guard: &WriteGuard,
         inode: &Rc<Inode>,
-        id: FileId,
-        at: u64,
-        len: u64,
+        parts: impl Iterator<Item = Part>,
+        made: &RefCell<Vec<u64>>,
     ) -> Result<()> {
-        for part in parts(at, len) {
+        let id = inode.id;
+        for part in parts {
             let old = self.current_entry(id, part.index).await?;
             if old.block.is_some() {
                 // A short run keeps no promise for what is behind it.
@@ -88,6 +106,7 @@ impl Volume {
                 continue;
             }
             let reserved = self.reserve(64, Purpose::New).await?;
+            made.borrow_mut().push(part.index);
             let entry = MapEntry { block: Some(reserved.start), zero: false, grains: 64, mask: 0 };
             let complete = self.io.flushes_begun();
             let count = inode.change(
@@ -105,6 +124,25 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Gives the places of these file blocks back, where nothing was written.
+    async fn give_up_unused(&self, id: FileId, indices: Vec<u64>) -> Result<()> {
+        self.with_space(async || {
+            let guard = self.hold(Wish::from(id)).await?;
+            let inode = self.inode(id);
+            for some in indices.chunks(ENTRIES_MAX) {
+                self.write_back(&guard).await?;
+                for index in some {
+                    let entry = self.current_entry(id, *index).await?;
+                    if entry.block.is_some() && entry.mask == 0 {
+                        self.drop_entry(&inode, id, *index, &entry);
+                    }
+                }
+            }
+            self.write_back(&guard).await
+        })
+        .await
     }
 
     async fn punch(

@@ -19,7 +19,7 @@ use super::{Entry, ReadGuard, Wish, WishKind, WriteGuard, stamp_matches};
 use crate::env::{Instant, Life};
 use crate::error::{Error, Kind, Result};
 use crate::io::Settled;
-use crate::lock::{Judged, acquired, judge, released, voided};
+use crate::lock::{Judged, acquired, given_back, judge, voided};
 use crate::meta::{Cached, Meta};
 use crate::volume::Volume;
 
@@ -264,7 +264,7 @@ impl Volume {
         let won = self.swap_lock(entry.addr, lock, &mine).await?;
         let Settled::Won = won else { return Ok(Attempt::Again) };
         self.io.count(|c| c.locks_acquired += 1);
-        self.install_or_undo(entry, mine, body).await?;
+        self.install_or_undo(entry, lock, mine, body).await?;
         Ok(Attempt::Done)
     }
 
@@ -285,6 +285,7 @@ impl Volume {
     async fn install_or_undo(
         &self,
         entry: &Rc<Entry>,
+        before: &Lock,
         lock: Lock,
         body: Option<&[u8]>,
     ) -> Result<()> {
@@ -292,7 +293,7 @@ impl Volume {
         let undone = match installed.as_ref().map_err(|e| e.kind) {
             Ok(()) | Err(Kind::Stopped) => return installed,
             Err(Kind::Stale) => voided(&lock, self.nonce()),
-            Err(_) => released(&lock, self.me().slot, None, lock.stamp, self.nonce()),
+            Err(_) => given_back(before, &lock, self.me(), self.nonce()),
         };
         self.swap_lock(entry.addr, &lock, &undone).await?;
         installed
