@@ -95,9 +95,9 @@ pub fn released(
     }
 }
 
-/// The image that gives up a lock whose body could not be read. `before` is what it was when it was
-/// taken as `mine`. A stamp that bound then binds again. Under a dead holder none did, and its place
-/// in the lock is what says so: it stays there.
+/// The image that gives up a lock whose body could not be read. `before` is what it was before it
+/// was taken as `mine`. A stamp that bound then binds again. Under a dead holder none did, and its
+/// place in the lock is what says so: it stays there.
 pub fn given_back(before: &Lock, mine: &Lock, me: Holder, nonce: u64) -> Lock {
     match before.holder {
         Some(dead) if dead != me => {
