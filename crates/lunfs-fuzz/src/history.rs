@@ -14,15 +14,15 @@ use std::rc::Rc;
 
 use futures_util::future::{Either, LocalBoxFuture, join, join_all, select};
 use lunfs_core::{
-    Fallocate, FileId, FileKind, FormatOptions, Identity, MountOptions, New, RenameMode,
-    StopReason, Volume, XattrMode, format_volume,
+    Fallocate, FileId, FileKind, FormatOptions, New, RenameMode, StopReason, Volume, XattrMode,
+    format_volume,
 };
 use lunfs_format::{
     BlockNo, FRONTIER_LOCK, HEARTBEAT_START, RECORD, RENAME_LOCK, SUPERBLOCK_COPIES, Sizes,
     Superblock, Timing,
 };
 
-use crate::world::{Image, World, block_on};
+use crate::world::{Image, World};
 
 /// Clusters of the volume: files, three journals, and some room.
 const CLUSTERS: usize = 7;
@@ -64,12 +64,7 @@ pub struct Host {
 
 /// Mounts as a host of this name.
 pub async fn mount(world: &World, name: &str) -> lunfs_core::Result<Host> {
-    let env = world.env();
-    let mut run = [0; 16];
-    run[..8].copy_from_slice(&env.rng.next().to_le_bytes());
-    let identity = Identity { run, ..Identity::default() };
-    let options = MountOptions { name: name.into(), read_only: false, identity };
-    let volume = Volume::mount(env, options).await?;
+    let volume = lunfs_doors::mount(&world.env(), name).await?;
     let served = volume.clone();
     Ok(Host { volume, serving: Box::pin(async move { served.serve().await }) })
 }
@@ -114,7 +109,7 @@ impl History {
         let blocks = 2048 + CLUSTERS * CLUSTER_BLOCKS;
         let world = World::new(Image::blank(blocks));
         let blank = world.medium.image();
-        let (superblock, snapshots) = block_on(&world.time, story(&world));
+        let (superblock, snapshots) = world.run(story(&world));
         let mut places = records(&snapshots);
         places.extend(structures(&blank, &snapshots));
         let journals: BTreeSet<u64> = (0..SLOTS).filter_map(|slot| journal(&world, slot)).collect();
@@ -283,14 +278,14 @@ async fn last_work_of_b(w: &Volume) {
 
 /// Recovers both, finds all of it, leaves.
 async fn work_of_c(world: &World, u: &Volume) {
-    world.time.pass(7000).await;
+    world.pass(7000).await;
     let d = u.lookup(u.root(), b"d").await.expect("is there").id;
     u.lookup(d, b"last-of-a").await.expect("was synced");
     let mine = u.lookup(u.root(), b"of-b").await.expect("is there").id;
     let late = u.lookup(mine, b"late-4").await.expect("was synced").id;
     u.set_xattr(late, b"user.c", b"c", XattrMode::Any).await.expect("sets");
     u.sync().await.expect("syncs");
-    world.time.pass(6000).await;
+    world.pass(6000).await;
 }
 
 /// Records that nobody has put in place yet.

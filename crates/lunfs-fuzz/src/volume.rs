@@ -18,7 +18,7 @@ use crate::history::{History, Place, beside, mount};
 use crate::input::Choices;
 use crate::oracle::{Found, require_place_and_cure};
 use crate::session::{Ended, Plan, session};
-use crate::world::{Image, World, block_on};
+use crate::world::{Image, World};
 
 thread_local! {
     static HISTORY: History = History::make();
@@ -79,7 +79,7 @@ fn used(damaged: Damaged, plan: Plan) -> (Ended, Option<Report>) {
     let Damaged { image, is_honest, count } = damaged;
     let mut found = Found::default();
     let world = World::new(image);
-    let ended = block_on(&world.time, session(&world, plan, &mut found));
+    let ended = world.run(session(&world, plan, &mut found));
     let image = world.medium.image();
     let report = checked(&World::new(image.clone()), true);
     let (image, report) = match report {
@@ -95,7 +95,7 @@ fn used(damaged: Damaged, plan: Plan) -> (Ended, Option<Report>) {
 /// What the walker says; `None` if nothing can be said.
 fn checked(world: &World, offline: bool) -> Option<Report> {
     let options = Options { offline, progress: None };
-    match block_on(&world.time, check(&*world.medium, &options)) {
+    match world.run(check(&*world.medium, &options)) {
         Ok(report) => Some(report),
         Err(error) => {
             if error.kind == Kind::Corrupt {
@@ -109,7 +109,7 @@ fn checked(world: &World, offline: bool) -> Option<Report> {
 /// Mends what can be mended. What is offered is done, and then not offered any more.
 fn mended(image: Image, found: Report) -> (Image, Option<Report>) {
     let world = World::new(image);
-    let done = block_on(&world.time, repair(&world.env(), &Identity::default()));
+    let done = world.run(repair(&world.env(), &Identity::default()));
     let image = world.medium.image();
     let report = checked(&World::new(image.clone()), true);
     match done {
@@ -128,7 +128,7 @@ fn mended(image: Image, found: Report) -> (Image, Option<Report>) {
 fn looked(image: Image, is_honest: bool) {
     let world = World::new(image);
     let mut found = Found::default();
-    let ended = block_on(&world.time, session(&world, Plan::Look, &mut found));
+    let ended = world.run(session(&world, Plan::Look, &mut found));
     assert_eq!(ended, Ended::Left, "a clean volume cannot be used: {:#?}", found.damage);
     assert!(found.damage.is_empty(), "called clean, but {:#?}", found.damage);
     assert!(found.shared.is_empty(), "called clean, but {:#?}", found.shared);
@@ -153,7 +153,7 @@ pub fn extremes(input: &[u8]) {
     HISTORY.with(|history| {
         let image = history.snapshots[5].clone();
         let world = World::new(image);
-        block_on(&world.time, async {
+        world.run(async {
             let mut host = mount(&world, "z").await.expect("an undamaged volume mounts");
             let volume = host.volume.clone();
             let mut choices = Choices::new(input);

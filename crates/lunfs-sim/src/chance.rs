@@ -5,6 +5,8 @@
 
 use std::cell::Cell;
 
+use lunfs_core::env::Rng;
+
 /// Steps of SplitMix64.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -93,6 +95,13 @@ impl Chance {
         for last in (1..items.len()).rev() {
             items.swap(last, self.index(last + 1));
         }
+    }
+}
+
+/// What a host draws.
+impl Rng for Chance {
+    fn next(&self) -> u64 {
+        Chance::next(self)
     }
 }
 

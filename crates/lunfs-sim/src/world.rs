@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 
-use lunfs_core::env::{Clock, Env, Rng};
+use lunfs_core::env::{Clock, Env};
 use lunfs_core::{Counters, Volume};
 use lunfs_format::{Holder, SlotNo};
 
@@ -134,14 +134,6 @@ pub struct World {
     pub is_idle: Cell<bool>,
     /// Since when each host has had no mount, and why its last one was refused.
     down: RefCell<BTreeMap<usize, (u64, String)>>,
-}
-
-struct ProgramRng(Chance);
-
-impl Rng for ProgramRng {
-    fn next(&self) -> u64 {
-        self.0.next()
-    }
 }
 
 impl World {
@@ -273,7 +265,7 @@ impl World {
             disk: Rc::new(HostDisk::new(&self.disk, owner, clock)),
             fence: Rc::new(HostFence::new(self, owner)),
             clock: Rc::new(clock.clone()) as Rc<dyn Clock>,
-            rng: Rc::new(ProgramRng(self.chance.fork())),
+            rng: Rc::new(self.chance.fork()),
         }
     }
 

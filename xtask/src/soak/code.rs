@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 /// What a finding or the absence of one depends on.
-const CRATES: &[&str] = &["crates/lunfs-format", "crates/lunfs-core", "crates/lunfs-sim"];
+const CRATES: &[&str] =
+    &["crates/lunfs-format", "crates/lunfs-core", "crates/lunfs-doors", "crates/lunfs-sim"];
 
 /// Digits of the hash that are kept.
 const DIGITS: usize = 16;

@@ -1,27 +1,18 @@
-//! A world without faults: a disk in memory, time that jumps, marks of life in a table.
+//! A world without faults, with a disk in memory, and what stories on it begin and end with.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod moody;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
 use futures_util::future::{Either, select, select_all};
-use lunfs_core::env::{
-    Answer, Capabilities, Clock, Compared, Disk, Env, Fence, FenceError, Instant, IoError, Life,
-    Rng,
-};
-use lunfs_core::{
-    FileId, FileKind, FormatOptions, Identity, MountOptions, New, Volume, format_volume,
-};
-use lunfs_format::{
-    BLOCK, BlockNo, Descriptor, JournalHeader, Pulse, Sizes, SlotNo, Timestamp, Timing, kind,
-    kind_of,
-};
+use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
+use lunfs_core::{FileId, FileKind, FormatOptions, New, Volume, format_volume};
+use lunfs_doors::{Dice, Limits, Marks};
+pub use lunfs_doors::{Time, sleep};
+use lunfs_format::{BLOCK, BlockNo, Descriptor, JournalHeader, Sizes, Timing, kind, kind_of};
 
 /// A disk in memory with the latency of a good one.
 pub struct Ram {
@@ -112,77 +103,6 @@ impl Disk for Ram {
     }
 }
 
-/// Time that jumps to the next timer when nothing else can be done.
-#[derive(Clone, Default)]
-pub struct Time {
-    now: Rc<Cell<u64>>,
-    timers: Rc<RefCell<BTreeMap<u64, Vec<Waker>>>>,
-}
-
-struct Sleep {
-    time: Time,
-    until: u64,
-}
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.time.now.get() >= self.until {
-            return Poll::Ready(());
-        }
-        self.time.timers.borrow_mut().entry(self.until).or_default().push(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Clock for Time {
-    fn now(&self) -> Instant {
-        Instant(self.now.get())
-    }
-    fn sleep_until(&self, at: Instant) -> Answer<()> {
-        Box::pin(Sleep { time: self.clone(), until: at.0 })
-    }
-    fn wall(&self) -> Timestamp {
-        Timestamp { seconds: 1_700_000_000, nanos: (self.now.get() % 1_000_000_000) as u32 }
-    }
-}
-
-/// Who lives.
-#[derive(Default)]
-pub struct Marks(RefCell<BTreeMap<SlotNo, bool>>);
-
-impl Fence for Marks {
-    fn enter(&self, slot: SlotNo) -> Result<bool, FenceError> {
-        Ok(self.0.borrow_mut().insert(slot, true).is_none())
-    }
-    fn leave(&self, slot: SlotNo) {
-        self.0.borrow_mut().remove(&slot);
-    }
-    fn life(&self, slot: SlotNo) -> Life {
-        if self.0.borrow().contains_key(&slot) { Life::Present } else { Life::Gone }
-    }
-    fn fence(&self, victim: &Pulse) -> Answer<Result<(), FenceError>> {
-        self.0.borrow_mut().remove(&victim.slot);
-        Box::pin(async { Ok(()) })
-    }
-    fn method(&self) -> &'static str {
-        "memory"
-    }
-}
-
-struct Dice(Cell<u64>);
-
-impl Rng for Dice {
-    fn next(&self) -> u64 {
-        let mut x = self.0.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.0.set(x);
-        x
-    }
-}
-
 /// The four doors of hosts on one new disk.
 pub fn env(size: u64) -> (Env, Time) {
     let (env, time, _) = env_with_disk(size);
@@ -191,56 +111,26 @@ pub fn env(size: u64) -> (Env, Time) {
 
 /// The same, with the disk itself for looking at and damaging it.
 pub fn env_with_disk(size: u64) -> (Env, Time, Rc<Ram>) {
-    let time = Time::default();
+    let time = Time::begin();
     let disk =
         Rc::new(Ram { size, time: time.clone(), blocks: Rc::default(), flushes: Cell::new(0) });
-    time.now.set(1_000_000_000);
     let env = Env {
         disk: disk.clone(),
         fence: Rc::new(Marks::default()),
         clock: Rc::new(time.clone()),
-        rng: Rc::new(Dice(Cell::new(0x1234_5678_9ABC_DEF1))),
+        rng: Rc::new(Dice::default()),
     };
     (env, time, disk)
 }
 
 /// Polls until done; when nothing moves, time does.
-pub fn block_on<T>(time: &Time, future: impl Future<Output = T>) -> T {
-    let mut future = Box::pin(future);
-    let woken = std::sync::Arc::new(Flag::default());
-    let waker = Waker::from(woken.clone());
-    let mut cx = Context::from_waker(&waker);
-    loop {
-        woken.0.store(false, std::sync::atomic::Ordering::Relaxed);
-        if let Poll::Ready(out) = future.as_mut().poll(&mut cx) {
-            return out;
-        }
-        if woken.0.load(std::sync::atomic::Ordering::Relaxed) {
-            continue;
-        }
-        let next = time.timers.borrow_mut().pop_first();
-        let (at, wakers) = next.expect("nothing can ever happen again");
-        time.now.set(time.now.get().max(at));
-        wakers.into_iter().for_each(Waker::wake);
-    }
-}
-
-#[derive(Default)]
-struct Flag(std::sync::atomic::AtomicBool);
-
-impl std::task::Wake for Flag {
-    fn wake(self: std::sync::Arc<Self>) {
-        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
-    }
+pub fn block_on<T>(time: &Time, story: impl Future<Output = T>) -> T {
+    time.run(Limits::NONE, story).unwrap_or_else(|endless| panic!("{endless}"))
 }
 
 /// Mounts as a host of this name.
 pub async fn mount(env: &Env, name: &str) -> Rc<Volume> {
-    let mut run = [0; 16];
-    run[..8].copy_from_slice(&env.rng.next().to_le_bytes());
-    let identity = Identity { run, ..Identity::default() };
-    let options = MountOptions { name: name.into(), read_only: false, identity };
-    Volume::mount(env.clone(), options).await.expect("mounts")
+    lunfs_doors::mount(env, name).await.expect("mounts")
 }
 
 /// A file to be made.
@@ -263,11 +153,6 @@ pub async fn formatted(env: &Env) {
     let sizes = Sizes { cluster_blocks: Some(1024), slot_count: Some(64) };
     let options = FormatOptions { label: "t".into(), timing: Timing::FAST, sizes };
     format_volume(env, &options).await.expect("formats");
-}
-
-/// Lets some milliseconds pass.
-pub async fn sleep(env: &Env, ms: u64) {
-    env.clock.sleep(std::time::Duration::from_millis(ms)).await;
 }
 
 /// What `story` ends with; it must not take longer than this.

@@ -3,11 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
-use lunfs_core::env::{Answer, Capabilities, Compared, Disk, Instant, IoError};
+use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Instant, IoError};
+use lunfs_doors::Time;
 use lunfs_format::{BLOCK, Block, BlockNo};
-
-use super::Time;
 
 /// Requests of one story.
 const REQUESTS_MAX: u64 = 200_000;
@@ -148,7 +148,7 @@ impl Medium {
         micros: u64,
         answer: impl FnOnce(&mut Image) -> T + 'static,
     ) -> Answer<Result<T, IoError>> {
-        let (image, wait) = (self.image.clone(), self.time.pass_micros(micros));
+        let (image, wait) = (self.image.clone(), self.time.sleep(Duration::from_micros(micros)));
         Box::pin(async move {
             wait.await;
             Ok(answer(&mut image.borrow_mut()))

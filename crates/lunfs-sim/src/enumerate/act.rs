@@ -7,7 +7,6 @@ use std::rc::Rc;
 use lunfs_core::env::Env;
 use lunfs_core::{Attr, Error, FileId, FileKind, Kind, New, Result, SetAttr, Volume, XattrMode};
 
-use super::doors;
 use super::seen::{Face, Seen, hash, units};
 use super::step::{Step, pattern, split};
 
@@ -88,7 +87,7 @@ impl Host {
             }
             Step::Sync => v.sync().await,
             Step::Idle(ms) => {
-                doors::sleep(env, *ms).await;
+                lunfs_doors::sleep(env, *ms).await;
                 Ok(())
             }
             Step::Unmount => v.unmount().await,

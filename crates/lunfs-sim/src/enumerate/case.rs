@@ -6,9 +6,10 @@ use std::rc::Rc;
 use futures_util::future::join;
 use lunfs_core::StopReason;
 use lunfs_core::env::Env;
+use lunfs_doors::{Time, mount, sleep};
 
 use super::act::Host;
-use super::doors::{Time, doors, mount, sleep};
+use super::doors::doors;
 use super::fixture::{Fixture, Kind};
 use super::image::Image;
 use super::operation::Operation;

@@ -6,10 +6,11 @@ use std::rc::Rc;
 use futures_util::future::{join, join_all};
 use lunfs_core::env::Env;
 use lunfs_core::{Fallocate, FileKind, FormatOptions, Volume, format_volume};
+use lunfs_doors::{Time, mount, sleep};
 use lunfs_format::{Sizes, Timing};
 
 use super::act::Host;
-use super::doors::{Time, doors, mount, sleep};
+use super::doors::doors;
 use super::image::Image;
 use super::model::Tree;
 use super::recorder::Recorder;
@@ -191,6 +192,7 @@ async fn fill(env: &Env, hosts: &[Rc<Volume>], steps: &[Step]) -> Result<Tree, S
 
 #[cfg(test)]
 mod tests {
+    use lunfs_doors::Limits;
     use lunfs_format::{FRONTIER_LOCK, Lock, RECORD};
 
     use super::super::act::look;
@@ -202,7 +204,7 @@ mod tests {
         let time = Time::begin();
         let disk = Rc::new(Recorder::<()>::quick(fixture.image.clone(), fixture.place.size));
         let env = doors(disk.clone(), &time, 9);
-        let blocks = time.run(100, async {
+        let blocks = time.run(Limits::seconds(100), async {
             let host = Host::new(mount(&env, "host").await.expect("mounts"));
             let story = async {
                 for step in steps {
@@ -253,7 +255,7 @@ mod tests {
         let time = Time::begin();
         let disk = Rc::new(Recorder::<()>::quick(fixture.image.clone(), fixture.place.size));
         let env = doors(disk, &time, 9);
-        let seen = time.run(100, async {
+        let seen = time.run(Limits::seconds(100), async {
             let volume = mount(&env, "host").await.expect("mounts");
             let story = async {
                 let seen = look(&volume).await.expect("looks");

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Instant, IoError};
+use lunfs_doors::Time;
 
-use super::doors::Time;
 use super::image::Image;
 
 /// Bytes of a logical block: the unit of compare-and-write, and that in which writes tear.

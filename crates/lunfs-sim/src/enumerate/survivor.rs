@@ -11,10 +11,11 @@ use futures_util::future::join;
 use lunfs_core::check::{Options, check};
 use lunfs_core::env::{Disk, Env};
 use lunfs_core::{Counters, Volume};
+use lunfs_doors::{Limits, Time, mount, sleep};
 use lunfs_format::{Geometry, Pulse, PulseState, RECORD, SlotNo, VolumeId};
 
 use super::act::look;
-use super::doors::{Time, doors, mount, sleep};
+use super::doors::doors;
 use super::image::Image;
 use super::recorder::{Event, Recorder};
 use super::seen::Seen;
@@ -23,7 +24,7 @@ use super::seen::Seen;
 const SLOTS: u32 = 8;
 /// Seconds within which the dead are taken over, and the whole visit ends.
 const TAKEN_OVER: u64 = 60;
-const VISIT: u64 = 300;
+const VISIT: Limits = Limits::seconds(300);
 
 /// Which volume it is.
 #[derive(Clone, Copy)]
@@ -205,8 +206,8 @@ fn walked(disk: &dyn Disk) -> Option<String> {
 /// Runs something that must end, and must not panic.
 pub fn guarded<T>(time: &Time, what: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(|| time.run(VISIT, what))) {
-        Ok(Some(done)) => done,
-        Ok(None) => Err(format!("it does not end within {VISIT} s")),
+        Ok(Ok(done)) => done,
+        Ok(Err(endless)) => Err(endless.to_string()),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
