@@ -13,7 +13,7 @@ use lunfs_format::{BlockNo, Pulse, SlotNo};
 use support::moody::{Ask, Fault, Moody, World, why, world};
 use support::{
     beside, block_on, check_clean, directory, file, formatted, journal_headers, mount, pattern,
-    sleep, within,
+    sleep, taken_over, within,
 };
 
 /// A host that is polled now and then.
@@ -196,12 +196,8 @@ fn an_unmount_that_writes_back_holds_up_no_recovery() {
             });
             c.unmount().await
         };
-        let recovers = async {
-            while c.counters().takeovers == 0 {
-                sleep(&env, 100).await;
-            }
-        };
-        let both = select(Box::pin(leaves), Box::pin(within(&env, 10_000, recovers)));
+        let recovers = within(&env, 10_000, taken_over(&env, &c, 1));
+        let both = select(Box::pin(leaves), Box::pin(recovers));
         let first = beside(&mut serve, both).await;
         assert!(matches!(first, Either::Right(_)), "the unmount did not wait");
     });
@@ -288,9 +284,7 @@ fn a_kept_claim_is_not_taken_up_by_who_waited_meanwhile() {
         let for_the_root = Box::pin(one.create(root, b"x", file()));
         // Comes while the replay waits for its answer, and sees a claim of its own host.
         let for_the_file = Box::pin(async {
-            while one.counters().takeovers == 0 {
-                sleep(&env, 10).await;
-            }
+            taken_over(&env, one, 1).await;
             sleep(&env, 100).await;
             one.write(victim, 0, pattern(100, 1)).await
         });

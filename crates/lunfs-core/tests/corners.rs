@@ -10,8 +10,8 @@ use lunfs_format::{
     LockMode, LockObject, SlotNo, Stamp, Tree, Version, VolumeId,
 };
 use support::{
-    Ram, block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, mount,
-    pattern, served, sleep, within,
+    Ram, block_on, check_clean, damage, directory, env, env_with_disk, file, formatted, left_after,
+    mount, pattern, served, sleep, within,
 };
 
 /// A hole over a file of terabytes without a block went through every file block that could be
@@ -128,12 +128,9 @@ fn a_damaged_file_is_an_error_on_every_host() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
-            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
-            a.unmount().await.expect("leaves");
-            id
-        };
-        let id = join(a.serve(), work).await.1;
+        let id =
+            left_after(&a, async { a.create(a.root(), b"f", file()).await.expect("works").id })
+                .await;
         env.fence.leave(a.slot());
         disk.put(id.addr.plus(1).offset() + 512, &[0xAB; 512]);
         let a = mount(&env, "a").await;
@@ -160,13 +157,12 @@ fn a_map_that_points_nowhere_is_an_error() {
         block_on(&time, async {
             formatted(&env).await;
             let a = mount(&env, "a").await;
-            let work = async {
+            let id = left_after(&a, async {
                 let id = a.create(a.root(), b"f", file()).await.expect("works").id;
                 a.write(id, 0, pattern(300_000, 1)).await.expect("works");
-                a.unmount().await.expect("leaves");
                 id
-            };
-            let id = join(a.serve(), work).await.1;
+            })
+            .await;
             env.fence.leave(a.slot());
             damage(&disk, &a, id, |body| {
                 let Content::Tree(Tree::Inline(node)) = &mut body.content else { panic!("a map") };
@@ -209,13 +205,12 @@ fn a_rename_over_a_name_without_a_file_ends() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
+        let id = left_after(&a, async {
             let id = a.create(a.root(), b"gone", file()).await.expect("works").id;
             a.create(a.root(), b"f", file()).await.expect("works");
-            a.unmount().await.expect("leaves");
             id
-        };
-        let id = join(a.serve(), work).await.1;
+        })
+        .await;
         env.fence.leave(a.slot());
         disk.put(id.addr.offset(), &[0; 512]);
         let a = mount(&env, "a").await;
@@ -239,7 +234,7 @@ fn space_of_orphans_comes_back_when_their_host_has_left() {
         let a = mount(&env, "a").await;
         let b = mount(&env, "b").await;
         served(&[&a], async {
-            let work = async {
+            let before = left_after(&b, async {
                 b.create(b.root(), b"other", file()).await.expect("works");
                 let before = a.space().await.expect("works").free;
                 let id = b.create(b.root(), b"f", file()).await.expect("works").id;
@@ -247,10 +242,9 @@ fn space_of_orphans_comes_back_when_their_host_has_left() {
                 b.write(id, 0, pattern(40 << 20, 1)).await.expect("works");
                 b.sync().await.expect("works");
                 b.unlink(b.root(), b"f").await.expect("works");
-                b.unmount().await.expect("leaves");
                 before
-            };
-            let before = join(b.serve(), work).await.1;
+            })
+            .await;
             env.fence.leave(b.slot());
             sleep(&env, 200_000).await;
             a.space().await.expect("works");
@@ -312,15 +306,14 @@ fn a_full_volume_whose_hosts_died_can_be_mounted() {
         env.fence.leave(a.slot());
         let b = mount(&env, "b").await;
         assert_eq!(b.slot(), a.slot(), "there is one journal");
-        let work = async {
+        left_after(&b, async {
             let name = format!("f{last}");
             let id = b.lookup(b.root(), name.as_bytes()).await.expect("was synced").id;
             let data = b.read(id, 0, 8 << 20).await.expect("reads");
             assert!(data == pattern(8 << 20, last as u8), "the bytes of {name}");
             b.unlink(b.root(), name.as_bytes()).await.expect("works");
-            b.unmount().await.expect("leaves");
-        };
-        assert_eq!(join(b.serve(), work).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }

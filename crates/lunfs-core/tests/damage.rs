@@ -9,7 +9,8 @@ use futures_util::future::join;
 use lunfs_core::{FileId, Kind, Volume};
 use support::moody::why;
 use support::{
-    Ram, beside, block_on, env_with_disk, file, formatted, mount, pattern, sleep, within,
+    Ram, beside, block_on, env_with_disk, file, formatted, left_after, mount, pattern, sleep,
+    within,
 };
 
 /// Overwrites a host's pulse with what is no pulse.
@@ -103,12 +104,9 @@ fn a_name_whose_lock_is_damaged_is_damage_and_no_stale_handle() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
-            let id = a.create(a.root(), b"f", file()).await.expect("works").id;
-            a.unmount().await.expect("leaves");
-            id
-        };
-        let id = join(a.serve(), work).await.1;
+        let id =
+            left_after(&a, async { a.create(a.root(), b"f", file()).await.expect("works").id })
+                .await;
         env.fence.leave(a.slot());
         disk.put(id.addr.offset() + 100, &[0xFF; 8].repeat(64));
         let b = mount(&env, "b").await;

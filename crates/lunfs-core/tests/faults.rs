@@ -12,8 +12,8 @@ use lunfs_core::{SetAttr, StopReason};
 use lunfs_format::{Pulse, PulseState, RECORD, SlotNo, VolumeId, kind, kind_of};
 use support::moody::{Ask, Asked, Fault, World, moody, why, world};
 use support::{
-    beside, block_on, check_clean, env_with_disk, file, formatted, journal_headers, mount, pattern,
-    sleep,
+    beside, block_on, check_clean, env_with_disk, file, formatted, journal_headers, left_after,
+    mount, pattern, sleep, taken_over,
 };
 
 /// H25: what a device that failed to flush still has is not known. Nothing is acknowledged after
@@ -155,7 +155,7 @@ fn a_path_that_fails_for_a_while_suspends_and_stops_nobody() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let story = async {
+        left_after(&a, async {
             let id = a.create(a.root(), b"f", file()).await.expect("works").id;
             a.sync().await.expect("works");
             sleep(&env, 10_000).await;
@@ -165,9 +165,8 @@ fn a_path_that_fails_for_a_while_suspends_and_stops_nobody() {
             disk.well();
             a.getattr(id).await.expect("works again");
             assert_eq!(a.counters().resumes, 1);
-            a.unmount().await.expect("works");
-        };
-        assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
     });
 }
 
@@ -315,15 +314,14 @@ fn what_a_record_in_flight_holds_stays_after_unmount() {
         block_on(&time, async {
             formatted(&env).await;
             let a = mount(&env, "a").await;
-            let story = async {
+            left_after(&a, async {
                 a.create(a.root(), b"first", file()).await.expect("works");
                 a.sync().await.expect("works");
                 sleep(&env, 10_000).await;
                 a.create(a.root(), b"f", file()).await.expect("works");
                 env.clock.sleep(Duration::from_micros(micros)).await;
-                a.unmount().await.expect("works");
-            };
-            assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+            })
+            .await;
             env.fence.leave(a.slot());
             check_clean(&env).await;
             let b = mount(&env, "b").await;
@@ -377,8 +375,7 @@ fn a_journal_without_its_newest_header_is_not_taken_for_empty() {
         formatted(&env).await;
         // A first life, so that the other copy is valid.
         let first = mount(&env, "a").await;
-        let end = join(first.serve(), async { first.unmount().await.expect("works") }).await.0;
-        assert_eq!(end, StopReason::Unmounted);
+        left_after(&first, async {}).await;
         env.fence.leave(first.slot());
         let a = mount(&env, "a").await;
         assert_eq!(a.slot(), first.slot());
@@ -453,14 +450,11 @@ fn a_file_whose_deleter_died_halfway_is_finished_by_another() {
         .await;
         disk.well();
         env.fence.leave(a.slot());
-        let story = async {
-            while b.counters().takeovers == 0 {
-                sleep(&env, 10).await;
-            }
+        left_after(&b, async {
+            taken_over(&env, &b, 1).await;
             sleep(&env, 10_000).await;
-            b.unmount().await.expect("works");
-        };
-        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -502,8 +496,7 @@ fn one_copy_of_the_superblock_is_enough() {
         formatted(&env).await;
         disk.when(|asked| (asked.ask == Ask::Read && asked.at == 0).then_some(Fault::Fail));
         let a = mount(&env, "a").await;
-        let end = join(a.serve(), async { a.unmount().await.expect("works") }).await.0;
-        assert_eq!(end, StopReason::Unmounted);
+        left_after(&a, async {}).await;
         disk.when(|asked| (asked.ask == Ask::Read).then_some(Fault::Fail));
         let none = lunfs_core::read_superblock(&env).await.expect_err("nothing can be read");
         assert_eq!(none.kind, lunfs_core::Kind::Io);
@@ -520,7 +513,7 @@ fn an_orphan_directory_that_its_recoverer_holds_is_not_made_again() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let story = async {
+        left_after(&a, async {
             disk.when(|asked| {
                 let is_header = kind_of(asked.new) == Some(kind::JOURNAL_HEADER);
                 (asked.ask == Ask::Write && is_header).then_some(Fault::Hang)
@@ -551,9 +544,8 @@ fn an_orphan_directory_that_its_recoverer_holds_is_not_made_again() {
             a.space().await.expect("reads");
             let after = a.space().await.expect("reads").free;
             assert!(after + 100 > before, "what c had deleted is free: {before}, {after}");
-            a.unmount().await.expect("leaves");
-        };
-        assert_eq!(join(a.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }

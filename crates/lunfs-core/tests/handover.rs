@@ -12,7 +12,8 @@ use lunfs_core::{Kind, Volume};
 use lunfs_format::Lock;
 use support::moody::{Ask, Fault, Moody, World, world};
 use support::{
-    beside, block_on, check_clean, file, formatted, mount, pattern, served, sleep, within,
+    beside, block_on, check_clean, file, formatted, left_after, mount, pattern, served, sleep,
+    within,
 };
 
 /// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
@@ -61,14 +62,13 @@ fn a_lock_that_was_given_is_durable_before_what_is_committed_under_it() {
         drop((a, b));
 
         let c = mount(&env, "c").await;
-        let unmounted = async {
+        left_after(&c, async {
             let kept = c.lookup(root, b"new").await.expect("it was made durable").id;
             assert_eq!(c.read(kept, 0, 1 << 20).await.expect("reads"), pattern(5000, 2));
             // Both dead hosts are recovered.
             sleep(&env, 10_000).await;
-            c.unmount().await.expect("works");
-        };
-        join(c.serve(), unmounted).await;
+        })
+        .await;
         check_clean(&env).await;
     });
 }

@@ -3,7 +3,6 @@
 
 mod support;
 
-use futures_util::future::join;
 use lunfs_core::env::Env;
 use lunfs_core::{Error, FileId, Kind, Seek, SetAttr, Volume, XattrMode};
 use lunfs_format::{
@@ -11,8 +10,8 @@ use lunfs_format::{
     Node, RecordEntry, RecordHead, Tree, kind, kind_of, stored_checksum,
 };
 use support::{
-    Ram, Time, block_on, damage, directory, env_with_disk, file, formatted, mount, pattern, served,
-    sleep,
+    Ram, Time, block_on, damage, directory, env_with_disk, file, formatted, left_after, mount,
+    pattern, served, sleep,
 };
 
 /// A directory `d` and in it a file `f` of several file blocks; nobody has the volume mounted.
@@ -29,14 +28,13 @@ fn sample() -> Sample {
     let (d, f) = block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
+        let made = left_after(&a, async {
             let d = a.create(a.root(), b"d", directory()).await.expect("works").id;
             let f = a.create(d, b"f", file()).await.expect("works").id;
             a.write(f, 0, pattern(600_000, 1)).await.expect("works");
-            a.unmount().await.expect("leaves");
             (d, f)
-        };
-        let made = join(a.serve(), work).await.1;
+        })
+        .await;
         env.fence.leave(a.slot());
         made
     });

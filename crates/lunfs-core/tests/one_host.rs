@@ -4,28 +4,20 @@ mod support;
 
 use std::rc::Rc;
 
-use lunfs_core::{
-    Fallocate, FileId, FormatOptions, Kind, RenameMode, Seek, SetAttr, StopReason, Volume,
-    XattrMode, format_volume,
+use lunfs_core::{Fallocate, FileId, Kind, RenameMode, Seek, SetAttr, Volume, XattrMode};
+use lunfs_format::Sizes;
+use support::{
+    block_on, check_clean, directory, env, file, formatted_as, left_after, mount, pattern,
 };
-use lunfs_format::{Sizes, Timing};
-use support::{block_on, directory, env, file, mount, pattern};
 
 /// Formats, mounts, runs `story` while serving, unmounts, and has the walker look.
 fn with_volume(story: impl AsyncFnOnce(&Rc<Volume>)) {
     let (env, time) = env(256 << 20);
     block_on(&time, async {
-        let options =
-            FormatOptions { label: "test".into(), timing: Timing::FAST, sizes: Sizes::default() };
-        format_volume(&env, &options).await.expect("formats");
+        formatted_as(&env, Sizes::default()).await;
         let volume = mount(&env, "a").await;
-        let work = async {
-            story(&volume).await;
-            volume.unmount().await.expect("unmounts");
-        };
-        let (reason, ()) = futures_util::future::join(volume.serve(), work).await;
-        assert_eq!(reason, StopReason::Unmounted);
-        support::check_clean(&env).await;
+        left_after(&volume, story(&volume)).await;
+        check_clean(&env).await;
     });
 }
 
@@ -93,7 +85,7 @@ fn holes_and_cut_tails_read_zero() {
 }
 
 #[test]
-fn ten_thousand_names_come_and_go() {
+fn thousands_of_names_come_and_go() {
     with_volume(async |v| {
         let dir = v.create(v.root(), b"many", directory()).await.expect("creates").id;
         for i in 0..3000 {

@@ -5,11 +5,13 @@ mod support;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use futures_util::future::{Either, join, select};
-use lunfs_core::{SetAttr, StopReason};
+use futures_util::future::{Either, select};
+use lunfs_core::SetAttr;
 use lunfs_format::{kind, kind_of};
 use support::moody::{Ask, Fault, World, world};
-use support::{beside, block_on, check_clean, file, formatted, mount, pattern, sleep};
+use support::{
+    beside, block_on, check_clean, file, formatted, left_after, mount, pattern, sleep, taken_over,
+};
 
 /// R4: a slot is free only when what was replayed is durable. Nobody replays it once more after a
 /// power loss.
@@ -28,21 +30,15 @@ fn a_replay_is_durable_before_its_slot_is_free() {
         })
         .await;
         env.fence.leave(a.slot());
-        beside(b.serve(), async {
-            while b.counters().takeovers == 0 {
-                sleep(&env, 1).await;
-            }
-        })
-        .await;
+        beside(b.serve(), taken_over(&env, &b, 1)).await;
         disk.lose_power();
         env.fence.leave(b.slot());
         let c = mount(&env, "c").await;
-        let story = async {
+        left_after(&c, async {
             let data = c.read(id, 0, 1 << 20).await.expect("it was synced");
             assert_eq!(data, pattern(10_000, 1));
-            c.unmount().await.expect("works");
-        };
-        assert_eq!(join(c.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -85,13 +81,10 @@ fn a_record_in_a_cache_is_durable_before_it_is_replayed() {
         disk.well();
         env.fence.leave(b.slot());
         let c = mount(&env, "c").await;
-        let story = async {
-            while c.counters().takeovers < 2 {
-                sleep(&env, 1).await;
-            }
-            c.unmount().await.expect("works");
-        };
-        assert_eq!(join(c.serve(), story).await.0, StopReason::Unmounted);
+        left_after(&c, async {
+            taken_over(&env, &c, 2).await;
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -118,13 +111,12 @@ fn the_tail_moves_when_what_it_passes_is_durable() {
         disk.lose_power();
         env.fence.leave(a.slot());
         let b = mount(&env, "b").await;
-        let story = async {
+        left_after(&b, async {
             for i in 0..20 {
                 b.lookup(b.root(), format!("f{i}").as_bytes()).await.expect("it was synced");
             }
-            b.unmount().await.expect("works");
-        };
-        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -154,12 +146,11 @@ fn a_freed_block_waits_for_its_record() {
         .await;
         env.fence.leave(a.slot());
         let b = mount(&env, "b").await;
-        let story = async {
+        left_after(&b, async {
             let data = b.read(old, 0, 1 << 20).await.expect("reads");
             assert!(data == pattern(256 << 10, 1), "the bytes of another file");
-            b.unmount().await.expect("works");
-        };
-        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }

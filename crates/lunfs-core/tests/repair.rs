@@ -2,12 +2,13 @@
 
 mod support;
 
-use futures_util::future::join;
 use lunfs_core::check::{self, Repair};
 use lunfs_core::env::Env;
-use lunfs_core::{Identity, Kind, StopReason, Volume};
+use lunfs_core::{Identity, Kind, Volume};
 use lunfs_format::{Cluster, DOORBELLS, Lock, SUPERBLOCK_COPIES, SlotNo, Superblock};
-use support::{Ram, beside, block_on, check_clean, env_with_disk, file, formatted, mount, pattern};
+use support::{
+    Ram, beside, block_on, check_clean, env_with_disk, file, formatted, left_after, mount, pattern,
+};
 
 async fn repaired(env: &Env) -> Vec<Repair> {
     check::repair(env, &Identity::default()).await.expect("nobody has it mounted")
@@ -47,12 +48,11 @@ fn a_dead_hosts_damaged_pulse_is_made_anew_and_its_journal_replayed() {
         let [Repair::Pulse { slot, has_died: true, .. }] = done[..] else { panic!("{done:?}") };
         assert_eq!(slot, a.slot());
         let b = mount(&env, "b").await;
-        let work = async {
+        left_after(&b, async {
             assert!(read_it(&b).await == wanted, "what was synced");
             assert!(b.counters().images_applied > 0);
-            b.unmount().await.expect("leaves");
-        };
-        assert_eq!(join(b.serve(), work).await.0, StopReason::Unmounted);
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -65,12 +65,7 @@ fn damaged_meeting_places_are_made_anew() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
-            let wanted = write_some(&a).await;
-            a.unmount().await.expect("leaves");
-            wanted
-        };
-        let wanted = join(a.serve(), work).await.1;
+        let wanted = left_after(&a, async { write_some(&a).await }).await;
         env.fence.leave(a.slot());
         let geometry = superblock(&env).await.geometry();
         disk.put(geometry.slot_offset(a.slot()), &[7; 512]);
@@ -80,11 +75,10 @@ fn damaged_meeting_places_are_made_anew() {
         assert_eq!(repaired(&env).await.len(), 4);
         assert_eq!(repaired(&env).await, []);
         let b = mount(&env, "b").await;
-        let work = async {
+        left_after(&b, async {
             assert!(read_it(&b).await == wanted, "what was there");
-            b.unmount().await.expect("leaves");
-        };
-        join(b.serve(), work).await;
+        })
+        .await;
         check_clean(&env).await;
     });
 }
@@ -111,11 +105,10 @@ fn a_bitmap_that_lies_is_counted_anew() {
     block_on(&time, async {
         formatted(&env).await;
         let a = mount(&env, "a").await;
-        let work = async {
+        left_after(&a, async {
             write_some(&a).await;
-            a.unmount().await.expect("leaves");
-        };
-        join(a.serve(), work).await;
+        })
+        .await;
         env.fence.leave(a.slot());
         // The root's descriptor is in use, the end of a cluster that was never used is not.
         edit_bitmap(&env, &disk, 0, |header| header.bitmap.set_run(2, 2, false)).await;
@@ -126,12 +119,11 @@ fn a_bitmap_that_lies_is_counted_anew() {
         assert_eq!(repaired(&env).await.len(), 2);
         check_clean(&env).await;
         let b = mount(&env, "b").await;
-        let work = async {
+        left_after(&b, async {
             assert_eq!(read_it(&b).await.len(), 300_000);
             write_some_more(&b).await;
-            b.unmount().await.expect("leaves");
-        };
-        join(b.serve(), work).await;
+        })
+        .await;
         check_clean(&env).await;
     });
 }

@@ -8,14 +8,12 @@ use std::rc::Rc;
 
 use futures_util::future::join;
 use lunfs_core::env::Env;
-use lunfs_core::{
-    FileId, FormatOptions, Kind, SetAttr, StopReason, Volume, XattrMode, format_volume,
-};
-use lunfs_format::{BLOCK, BlockNo, Cluster, Lock, LockObject, Sizes, Stamp, Timing};
+use lunfs_core::{FileId, Kind, SetAttr, Volume, XattrMode};
+use lunfs_format::{BLOCK, BlockNo, Cluster, Lock, LockObject, Sizes, Stamp};
 use support::moody::{Ask, Fault, World, moody, world};
 use support::{
-    beside, block_on, check_clean, directory, env, env_with_disk, file, formatted, mount, pattern,
-    served, sleep, within,
+    beside, block_on, directory, env, env_with_disk, file, formatted, formatted_as, left_after,
+    mount, on_two_hosts, pattern, served, sleep, within,
 };
 
 const FILE_BLOCK: u64 = 256 << 10;
@@ -80,12 +78,9 @@ fn attributes_leave_what_accepted_writes_need() {
     let (env, time) = env(64 << 20);
     block_on(&time, async {
         formatted(&env).await;
-        let a = mount(&env, "a").await;
-        let mut serve_a = Box::pin(a.serve());
-        let b = beside(&mut serve_a, mount(&env, "b")).await;
-        let story = async {
+        on_two_hosts(&env, async |a, b| {
             let dir = a.create(a.root(), b"a", directory()).await.expect("works").id;
-            let (large, entries) = file_with_full_map(&a, dir).await;
+            let (large, entries) = file_with_full_map(a, dir).await;
             let mut named = Vec::new();
             for i in 0..400 {
                 let name = format!("f{i}");
@@ -94,24 +89,20 @@ fn attributes_leave_what_accepted_writes_need() {
             let spare = a.create(dir, b"spare", file()).await.expect("works").id;
             a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
             let full = a.create(dir, b"full", file()).await.expect("works").id;
-            fill_file(&a, full, 0, 1 << 20).await;
+            fill_file(a, full, 0, 1 << 20).await;
             a.sync().await.expect("works");
-            fill_with_attributes(&a, &named, 60_000).await;
-            fill_with_attributes(&a, &named, 1_500).await;
+            fill_with_attributes(a, &named, 60_000).await;
+            fill_with_attributes(a, &named, 1_500).await;
             let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
             a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
             a.sync().await.expect("works");
             a.write(large, entries * FILE_BLOCK, pattern(4096, 4)).await.expect("has space");
-            fill_with_attributes(&a, &named, 1_600).await;
+            fill_with_attributes(a, &named, 1_600).await;
             let read = b.read(large, entries * FILE_BLOCK, 4096);
             assert!(within(&env, 60_000, read).await.expect("reads") == pattern(4096, 4));
             a.unlink(dir, b"full").await.expect("a full volume can be emptied");
-            a.unmount().await.expect("loses nothing");
-            b.unmount().await.expect("works");
-        };
-        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
-        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
-        check_clean(&env).await;
+        })
+        .await;
     });
 }
 
@@ -124,25 +115,22 @@ fn a_cluster_that_cannot_be_given_yet_stays_useful() {
     block_on(&time, async {
         // Four clusters, of which journals take three.
         let sizes = Sizes { cluster_blocks: Some(16 << 10), slot_count: Some(64) };
-        let options = FormatOptions { label: "t".into(), timing: Timing::FAST, sizes };
-        format_volume(&env, &options).await.expect("formats");
-        let a = mount(&env, "a").await;
-        let mut serve_a = Box::pin(a.serve());
-        let b = beside(&mut serve_a, mount(&env, "b")).await;
-        let c = beside(&mut serve_a, mount(&env, "c")).await;
-        beside(&mut serve_a, join(c.serve(), c.unmount())).await.1.expect("leaves its journal");
-        let root = a.root();
-        let story = async {
+        formatted_as(&env, sizes).await;
+        on_two_hosts(&env, async |a, b| {
+            let c = mount(&env, "c").await;
+            left_after(&c, async {}).await;
+            let root = a.root();
             let made = a.create(root, b"a", directory()).await.expect("works").id;
             let others = b.create(root, b"b", directory()).await.expect("works").id;
-            let (large, entries) = file_with_full_map(&a, made).await;
+            let (large, entries) = file_with_full_map(a, made).await;
             let spare = a.create(made, b"spare", file()).await.expect("works").id;
             a.write(spare, 0, pattern(1 << 20, 3)).await.expect("works");
             a.sync().await.expect("works");
             let full = a.create(made, b"full", file()).await.expect("works").id;
-            let end = fill_file(&a, full, 0, 1 << 20).await;
-            fill_file(&a, full, end << 2, 256 << 10).await;
-            while a.create(made, &env.rng.next().to_le_bytes(), file()).await.is_ok() {}
+            let end = fill_file(a, full, 0, 1 << 20).await;
+            fill_file(a, full, end << 2, 256 << 10).await;
+            let name = || format!("{:016x}", env.rng.next()).into_bytes();
+            while a.create(made, &name(), file()).await.is_ok() {}
             let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
             a.setattr(spare, nothing).await.expect("gives up its data, and nothing else");
             a.sync().await.expect("works");
@@ -151,12 +139,8 @@ fn a_cluster_that_cannot_be_given_yet_stays_useful() {
             within(&env, 60_000, made).await.expect("gets space in the end");
             let data = a.read(large, entries * FILE_BLOCK, 4096).await.expect("works");
             assert_eq!(data, pattern(4096, 2));
-            a.unmount().await.expect("works");
-            b.unmount().await.expect("works");
-        };
-        let (ends, ()) = join(join(serve_a, b.serve()), story).await;
-        assert_eq!(ends, (StopReason::Unmounted, StopReason::Unmounted));
-        check_clean(&env).await;
+        })
+        .await;
     });
 }
 

@@ -8,6 +8,7 @@ use lunfs_core::{SetAttr, Volume};
 use lunfs_format::{BlockNo, Lock};
 use support::{
     beside, block_on, directory, env, env_with_disk, file, formatted, mount, pattern, sleep,
+    taken_over,
 };
 
 async fn disk_lock(env: &Env, v: &Volume, at: BlockNo) -> Option<Lock> {
@@ -291,9 +292,7 @@ fn a_lock_left_in_free_space_is_not_taken_for_the_body_that_came_after_it() {
                 let takeovers = b.counters().takeovers;
                 env.fence.leave(a.slot());
                 drop(a);
-                while b.counters().takeovers == takeovers {
-                    sleep(&env, 1).await;
-                }
+                taken_over(&env, &b, takeovers + 1).await;
             }
             let y = b.lookup(b.root(), b"y").await.expect("it was synced").id;
             assert_eq!(b.read(y, 0, 200).await.expect("its body is there"), pattern(100, 2));
@@ -320,9 +319,7 @@ fn who_waits_to_read_goes_on_as_soon_as_the_holder_is_recovered() {
             env.fence.leave(a.slot());
             drop(a);
             let recovered = async {
-                while b.counters().takeovers == 0 {
-                    sleep(&env, 1).await;
-                }
+                taken_over(&env, &b, 1).await;
                 env.clock.now()
             };
             let found = async {

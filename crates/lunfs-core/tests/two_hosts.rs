@@ -6,37 +6,19 @@ use std::rc::Rc;
 
 use futures_util::future::{join, join_all};
 use lunfs_core::env::Env;
-use lunfs_core::{FormatOptions, Kind, StopReason, Volume, format_volume};
-use lunfs_format::{Sizes, Timing};
+use lunfs_core::{Kind, StopReason, Volume};
+use lunfs_format::Sizes;
 use support::{
-    Ram, Time, beside, block_on, directory, env, env_with_disk, file, mount, pattern, sleep,
+    Ram, Time, beside, block_on, directory, env, env_with_disk, file, formatted_as, left_after,
+    mount, on_two_hosts, pattern, sleep,
 };
-
-async fn formatted(env: &Env) {
-    let options =
-        FormatOptions { label: "test".into(), timing: Timing::FAST, sizes: Sizes::default() };
-    format_volume(env, &options).await.expect("formats");
-}
 
 /// Runs `story` on two hosts that both serve.
 fn with_two(story: impl AsyncFnOnce(&Rc<Volume>, &Rc<Volume>)) {
     let (env, time) = env(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
-        let a = mount(&env, "a").await;
-        let serve_a = Box::pin(a.serve());
-        let rest = async {
-            let b = mount(&env, "b").await;
-            let work = async {
-                story(&a, &b).await;
-                a.unmount().await.expect("a unmounts");
-                b.unmount().await.expect("b unmounts");
-            };
-            join(b.serve(), work).await.0
-        };
-        let (a_ended, b_ended) = join(serve_a, rest).await;
-        assert_eq!((a_ended, b_ended), (StopReason::Unmounted, StopReason::Unmounted));
-        support::check_clean(&env).await;
+        formatted_as(&env, Sizes::default()).await;
+        on_two_hosts(&env, story).await;
     });
 }
 
@@ -86,18 +68,17 @@ fn two_hosts_in_one_directory_both_get_on() {
 fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
     let (env, time) = env(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
+        formatted_as(&env, Sizes::default()).await;
         let a = mount(&env, "a").await;
-        let make = async {
+        let ids = left_after(&a, async {
             let mut ids = Vec::new();
             for i in 0..50 {
                 let name = format!("f{i}");
                 ids.push(a.create(a.root(), name.as_bytes(), file()).await.expect("creates").id);
             }
-            a.unmount().await.expect("unmounts");
             ids
-        };
-        let (_, ids) = join(a.serve(), make).await;
+        })
+        .await;
         let b = mount(&env, "b").await;
         let look = async {
             // It takes the lock of its own orphan directory first.
@@ -118,7 +99,7 @@ fn who_only_looks_takes_no_lock_and_who_comes_back_does() {
 fn a_survivor_finds_what_the_dead_host_had_synced() {
     let (env, time): (Env, Time) = env(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
+        formatted_as(&env, Sizes::default()).await;
         let a = mount(&env, "a").await;
         let dead = a.slot();
         let root = a.root();
@@ -228,7 +209,7 @@ fn blocks_of_kind(disk: &Ram, from: u64, to: u64, kind: u16) -> Vec<u64> {
 fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
     let (env, time, disk) = env_with_disk(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
+        formatted_as(&env, Sizes::default()).await;
         let a = mount(&env, "a").await;
         let (root, dead) = (a.root(), a.slot());
         let b = beside(a.serve(), async {
@@ -263,7 +244,7 @@ fn a_journal_that_is_broken_in_its_middle_is_not_replayed() {
 fn a_torn_last_record_ends_the_journal() {
     let (env, time, disk) = env_with_disk(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
+        formatted_as(&env, Sizes::default()).await;
         let a = mount(&env, "a").await;
         let (root, dead) = (a.root(), a.slot());
         let b = beside(a.serve(), async {
@@ -280,16 +261,15 @@ fn a_torn_last_record_ends_the_journal() {
         let first_image = heads[heads.len() - 1] + 4096;
         disk.put(first_image + 2048, &[0x55; 512]);
         env.fence.leave(dead);
-        let story = async {
+        left_after(&b, async {
             for i in 0..11 {
                 b.lookup(root, format!("f{i}").as_bytes()).await.expect("was synced");
             }
             let last = b.lookup(root, b"f11").await.expect_err("its record was torn");
             assert_eq!(last.kind, Kind::NotFound);
             assert_eq!(b.counters().takeovers, 1);
-            b.unmount().await.expect("works");
-        };
-        assert_eq!(join(b.serve(), story).await.0, StopReason::Unmounted);
+        })
+        .await;
         support::check_clean(&env).await;
     });
 }
@@ -299,7 +279,7 @@ fn a_torn_last_record_ends_the_journal() {
 fn a_host_whose_disk_goes_back_in_time_stops() {
     let (env, time, disk) = env_with_disk(256 << 20);
     block_on(&time, async {
-        formatted(&env).await;
+        formatted_as(&env, Sizes::default()).await;
         let a = mount(&env, "a").await;
         let slot = a.superblock().geometry().slot_offset(a.slot());
         let story = async {

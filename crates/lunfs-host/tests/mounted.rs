@@ -352,10 +352,11 @@ fn direct_io_works_from_above() {
 /// SIGKILL while it writes: the other host goes on within seconds, finds what was made durable, and
 /// the dead mount says so.
 #[test]
-fn a_killed_host_is_taken_over_at_once() {
+fn a_killed_host_is_taken_over_within_seconds() {
     HostProcess::be_host_if_asked();
     let Some(place) = Place::new() else { return };
-    let mut victim = HostProcess::start(&place, "a_killed_host_is_taken_over_at_once", "victim");
+    let mut victim =
+        HostProcess::start(&place, "a_killed_host_is_taken_over_within_seconds", "victim");
     let survivor = place.mount("survivor");
     fs::create_dir(victim.point.join("dir")).unwrap();
     let durable = File::create(victim.point.join("dir/durable")).unwrap();

@@ -7,9 +7,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use futures_util::future::{Either, select, select_all};
+use futures_util::future::{Either, join, select, select_all};
 use lunfs_core::env::{Answer, Capabilities, Clock, Compared, Disk, Env, Instant, IoError};
-use lunfs_core::{FileId, FileKind, FormatOptions, New, Volume, format_volume};
+use lunfs_core::{FileId, FileKind, FormatOptions, New, StopReason, Volume, format_volume};
 use lunfs_doors::{Dice, Limits, Marks};
 pub use lunfs_doors::{Time, sleep};
 use lunfs_format::{BLOCK, BlockNo, Descriptor, JournalHeader, Sizes, Timing, kind, kind_of};
@@ -150,7 +150,11 @@ pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
 
 /// Makes a volume of small clusters, so that a test meets several.
 pub async fn formatted(env: &Env) {
-    let sizes = Sizes { cluster_blocks: Some(1024), slot_count: Some(64) };
+    formatted_as(env, Sizes { cluster_blocks: Some(1024), slot_count: Some(64) }).await;
+}
+
+/// Makes a volume of these sizes.
+pub async fn formatted_as(env: &Env, sizes: Sizes) {
     let options = FormatOptions { label: "t".into(), timing: Timing::FAST, sizes };
     format_volume(env, &options).await.expect("formats");
 }
@@ -200,6 +204,32 @@ pub async fn served<T>(hosts: &[&Rc<Volume>], work: impl Future<Output = T>) -> 
     match select(all, Box::pin(work)).await {
         Either::Left(((why, _, _), _)) => panic!("{why:?}"),
         Either::Right((done, _)) => done,
+    }
+}
+
+/// Does `work` while a host serves, which leaves then.
+pub async fn left_after<T>(host: &Rc<Volume>, work: impl Future<Output = T>) -> T {
+    let work = async {
+        let done = work.await;
+        host.unmount().await.expect("leaves");
+        done
+    };
+    let (ended, done) = join(host.serve(), work).await;
+    assert_eq!(ended, StopReason::Unmounted);
+    done
+}
+
+/// Runs `story` on two hosts that both serve and leave then; the volume is clean after that.
+pub async fn on_two_hosts(env: &Env, story: impl AsyncFnOnce(&Rc<Volume>, &Rc<Volume>)) {
+    let (a, b) = (mount(env, "a").await, mount(env, "b").await);
+    left_after(&b, left_after(&a, story(&a, &b))).await;
+    check_clean(env).await;
+}
+
+/// Ends when a host has taken over so many.
+pub async fn taken_over(env: &Env, by: &Volume, count: u64) {
+    while by.counters().takeovers < count {
+        sleep(env, 1).await;
     }
 }
 
