@@ -175,9 +175,9 @@ impl Volume {
             pid_start: who.pid_start,
             pid_namespace: who.pid_namespace,
             geometry_epoch: self.sb.geometry_epoch,
+            journal: free.journal,
             ..Pulse::free(free.slot, free.incarnation, 0)
         }
-        .with_journal(free.journal)
     }
 
     /// Everything between the slot and being live, under the lease. `false`: there was no place for
@@ -508,16 +508,5 @@ impl Volume {
                 }
             }
         }
-    }
-}
-
-trait WithJournal {
-    fn with_journal(self, journal: Option<BlockNo>) -> Self;
-}
-
-impl WithJournal for Pulse {
-    fn with_journal(mut self, journal: Option<BlockNo>) -> Pulse {
-        self.journal = journal;
-        self
     }
 }

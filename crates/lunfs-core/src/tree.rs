@@ -179,20 +179,6 @@ pub async fn remove(
     edits.conclude(tree, planned)
 }
 
-/// Moves an inline root out into a block, because its descriptor needs the room.
-pub async fn evict_inline(store: &mut impl NodeStoreMut, tree: &mut Tree) -> Result<()> {
-    let Tree::Inline(leaf) = &*tree else { return Ok(()) };
-    walk::check_inline(leaf)?;
-    *tree = if leaf.entries.is_empty() {
-        Tree::Empty
-    } else {
-        let at = store.allocate().await?;
-        store.put(at, leaf.clone());
-        Tree::Root(at)
-    };
-    Ok(())
-}
-
 /// Lists every block of the tree, for freeing all of it. No block comes twice.
 ///
 /// Below every node lies a leaf with a key in the ranges of all nodes above. If two paths led to

@@ -383,28 +383,6 @@ fn a_root_does_not_flip_between_inline_and_block() {
 }
 
 #[test]
-fn an_inline_root_can_be_moved_out() {
-    let mut world = World::new(INLINE_MAX);
-    now(evict_inline(&mut world.store, &mut world.tree)).unwrap();
-    assert!(world.tree == Tree::Empty);
-
-    world.insert(b"a", b"1");
-    let before = world.tree.clone();
-    world.store.allocations_left = Some(0);
-    assert!(now(evict_inline(&mut world.store, &mut world.tree)).is_err());
-    assert!(world.tree == before);
-
-    world.store.allocations_left = None;
-    now(evict_inline(&mut world.store, &mut world.tree)).unwrap();
-    assert!(matches!(world.tree, Tree::Root(_)));
-    world.check();
-
-    let root = world.tree.clone();
-    now(evict_inline(&mut world.store, &mut world.tree)).unwrap();
-    assert!(world.tree == root);
-}
-
-#[test]
 fn an_inline_root_is_never_longer_than_a_node() {
     let mut world = World::new(usize::MAX);
     for number in 0..200 {
@@ -771,7 +749,6 @@ fn damage_in_a_descriptor_is_named() {
             now(last(&store, &tree, None)).unwrap_err(),
             now(insert(&mut store, &mut tree, 0, b"a", b"")).unwrap_err(),
             now(remove(&mut store, &mut tree, 0, b"a")).unwrap_err(),
-            now(evict_inline(&mut store, &mut tree)).unwrap_err(),
         ];
         assert!(errors.iter().all(|error| error.kind == Kind::Corrupt));
         assert!(tree == Tree::Inline(root));
@@ -823,7 +800,6 @@ fn exercise(store: &mut Memory, tree: &mut Tree, keys: &[Vec<u8>], random: &mut 
         let _ = now(last(store, tree, Some(key)));
         let _ = now(last(store, tree, None));
         let _ = now(blocks(store, tree));
-        let _ = now(evict_inline(store, tree));
         for _ in 0..3 {
             let value = value(Values::Mixed, random);
             let _ = now(insert(store, tree, [0, 500][random.below(2)], key, &value));
