@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use lunfs_core::env::Env;
-use lunfs_core::{Kind, Volume};
-use lunfs_format::Lock;
+use lunfs_core::{FileId, Kind, Volume};
+use lunfs_format::{BlockNo, JOURNAL_HEADERS, JOURNAL_RING, Lock};
 use support::moody::{Ask, Fault, Moody, World, world};
 use support::{
-    beside, block_on, check_clean, file, formatted, left_after, mount, pattern, served, sleep,
-    within,
+    beside, block_on, check_clean, file, formatted, journal_headers, left_after, mount, pattern,
+    served, sleep, within,
 };
 
 /// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
@@ -149,6 +149,57 @@ fn a_lock_whose_body_cannot_be_read_goes_back_as_it_was() {
         };
         join(of_b, unmounted).await;
         check_clean(&env).await;
+    });
+}
+
+/// A host died with a file that was in its journal only. While another one replayed that, this
+/// reading was wrong once.
+fn inherited_through_a_lie(is_it: impl Fn(BlockNo, u64, FileId) -> bool + 'static) {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
+        let root = a.root();
+        let (mut of_a, mut of_b) = (Box::pin(a.serve()), Box::pin(b.serve()));
+        let id = beside(join(&mut of_a, &mut of_b), async {
+            let id = a.create(root, b"f", file()).await.expect("works").id;
+            a.write(id, 0, pattern(5000, 2)).await.expect("works");
+            a.fsync(id).await.expect("works");
+            id
+        })
+        .await;
+        env.fence.leave(a.slot());
+        let (ring, _) = journal_headers(&disk.ram, &a)[0];
+        let is_first = Rc::new(Cell::new(true));
+        let lied = is_first.clone();
+        disk.when(move |asked| {
+            let is_it = asked.ask == Ask::Read && is_it(ring, asked.at, id);
+            (is_it && is_first.replace(false)).then_some(Fault::Lie)
+        });
+        let unmounted = async {
+            let found = b.lookup(root, b"f").await.expect("it was made durable").id;
+            assert!(!lied.get(), "nothing was misread");
+            assert_eq!(b.read(found, 0, 1 << 20).await.expect("reads"), pattern(5000, 2));
+            b.unmount().await.expect("works");
+        };
+        join(of_b, unmounted).await;
+        check_clean(&env).await;
+    });
+}
+
+/// A lock was misread in a replay. It seemed to be none, so the image of its file was refused, and
+/// the image of the directory that names the file was not.
+#[test]
+fn a_lock_misread_in_a_replay_costs_nothing() {
+    inherited_through_a_lie(|_, at, id| at == id.addr.offset());
+}
+
+/// The last record of a journal was misread. It seemed to be torn, and was lost.
+#[test]
+fn a_record_misread_in_a_replay_costs_nothing() {
+    inherited_through_a_lie(|header, at, _| {
+        let ring = header.plus(JOURNAL_RING - JOURNAL_HEADERS[0]);
+        (ring.offset()..ring.plus(1000).offset()).contains(&at)
     });
 }
 

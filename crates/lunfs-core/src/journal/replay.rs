@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use lunfs_format::{
     BLOCK, BlockNo, Header, Holder, JOURNAL_HEADERS, JOURNAL_RING, JournalHeader, Lock, LockMode,
-    RecordEntry, RecordHead, Version, VolumeId, chain, kind_of, peek_header, stored_checksum,
+    RecordEntry, RecordHead, Version, VolumeId, chain, kind, kind_of, peek_header, stored_checksum,
 };
 
 use crate::error::{Error, Result};
@@ -24,6 +24,9 @@ use crate::io::Io;
 
 /// Reads and writes under way at once.
 const PARALLEL: usize = 32;
+/// How often a lock, or a record that is not whole, is read before it is believed: a reading can
+/// be wrong where the disk is not, and what is not replayed now is lost.
+const READINGS: usize = 3;
 /// Blocks of the ring read at once.
 const READ_BLOCKS: u64 = 256;
 
@@ -280,9 +283,15 @@ pub async fn read(io: &Io, place: &Place, dead: Holder, header: &JournalHeader) 
     let mut previous = header.previous;
     let mut walked = 0;
     while walked < ring_blocks {
-        let Some(record) = record(&mut reader, dead, sequence, position, previous).await? else {
-            break;
-        };
+        let mut found = None;
+        for _ in 0..READINGS {
+            found = record(&mut reader, dead, sequence, position, previous).await?;
+            if found.is_some() {
+                break;
+            }
+            reader.piece = None;
+        }
+        let Some(record) = found else { break };
         collect(&mut wanted, &record);
         walked += record.blocks;
         position = (position + record.blocks) % ring_blocks;
@@ -378,8 +387,7 @@ async fn apply_one(
     at: BlockNo,
     image: &Image,
 ) -> std::result::Result<Decision, Unapplied> {
-    let lock = io.read_record(image.lock.offset()).await.map_err(Unapplied::Unread)?;
-    let lock = Lock::decode(&lock, volume, image.lock).ok();
+    let lock = lock_of(io, volume, image).await.map_err(Unapplied::Unread)?;
     let there = io.read(at, 1).await.map_err(Unapplied::Unread)?;
     let kind = kind_of(&image.bytes);
     let there = peek_header(&there)
@@ -392,6 +400,23 @@ async fn apply_one(
         done.map_err(Unapplied::Unwritten)?;
     }
     Ok(decision)
+}
+
+/// The lock of an image as it is now; `None`: there is none. One that stays damaged covers nothing,
+/// and all else that its host had locked must not wait for it.
+async fn lock_of(io: &Io, volume: VolumeId, image: &Image) -> Result<Option<Lock>> {
+    for _ in 0..READINGS {
+        let bytes = io.read_record(image.lock.offset()).await?;
+        match Lock::decode(&bytes, volume, image.lock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(_) if kind_of(&bytes) != Some(kind::LOCK) => return Ok(None),
+            Err(e) => {
+                let at = image.lock.0;
+                tracing::error!(event = "lock_damaged", at, error = %e, "read again");
+            }
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
