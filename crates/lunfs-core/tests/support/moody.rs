@@ -50,8 +50,8 @@ pub enum Fault {
     /// A compare-and-write that is done, done again, and answered with the miscompare of the
     /// second.
     Twice,
-    /// A read that shows a flipped bit in each block of metadata.
-    Lie,
+    /// A read that shows a flipped bit in the structure at this offset of the disk.
+    Lie(u64),
     /// A read that sees the disk as it is now, and is answered later.
     Slow(Duration),
     /// A compare-and-write that is done, and whose flush fails.
@@ -145,7 +145,7 @@ impl Moody {
                 Some(Box::pin(std::future::pending()))
             }
             // The compare-and-write's and the read's own to answer.
-            Fault::Twice | Fault::Unflushed | Fault::Slow(_) | Fault::Lie => None,
+            Fault::Twice | Fault::Unflushed | Fault::Slow(_) | Fault::Lie(_) => None,
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
@@ -178,10 +178,9 @@ impl Disk for Moody {
         self.land();
         let asked = Asked { ask: Ask::Read, at, len, new: &[] };
         let fault = self.fault(asked);
-        if let Some(Fault::Lie) = fault {
+        if let Some(Fault::Lie(place)) = fault {
             let mut seen = self.ram.get(at, len);
-            let is_ours = |block: &&mut [u8]| block.starts_with(b"LNFS");
-            seen.chunks_mut(4096).filter(is_ours).for_each(|block| block[100] ^= 1);
+            seen[(place - at) as usize + 100] ^= 1;
             return Box::pin(async { Ok(seen) });
         }
         if let Some(Fault::Slow(after)) = fault {
