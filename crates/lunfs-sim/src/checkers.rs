@@ -120,6 +120,11 @@ impl Checkers {
         self.is_alone.borrow().as_ref().is_some_and(|is_alone| is_alone(owner))
     }
 
+    /// Has it come to a slot?
+    pub fn has_slot(&self, owner: Owner) -> bool {
+        self.leases.holder(owner).is_some()
+    }
+
     /// A program started.
     pub fn born(&self, owner: Owner, run: [u8; 16]) {
         self.leases.born(owner, run);

@@ -157,6 +157,21 @@ impl Sim {
         self.fail(&format!("{host:?} cannot mount"));
     }
 
+    /// Starts a host that dies as soon as it has a slot.
+    pub fn die_joining(&self, host: Host) {
+        let (owner, program) = self.world.new_program(host.0);
+        let (inside, world) = (Rc::clone(&program), Rc::clone(&self.world));
+        self.world.executor.spawn(owner, async move {
+            mount(&world, owner, &inside, false).await;
+        });
+        self.run_until(|sim| sim.world.checkers.has_slot(owner) || !sim.world.is_alive(owner));
+        if !self.world.is_alive(owner) {
+            self.fail(&format!("{host:?} gets no slot"));
+        }
+        self.world.kill(owner, Death::Crashed);
+        self.run_for(SECOND);
+    }
+
     /// Does something with the mount of a host.
     pub fn with<T: 'static, F: Future<Output = T> + 'static>(
         &self,
