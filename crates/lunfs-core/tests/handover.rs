@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use lunfs_core::env::Env;
-use lunfs_core::{FileId, Kind, Volume};
-use lunfs_format::{BlockNo, Lock, RecordHead};
+use lunfs_core::{FileId, Kind, RenameMode, Volume};
+use lunfs_format::{BlockNo, Lock, RENAME_LOCK, RecordHead};
 use support::moody::{Ask, Fault, Moody, World, world};
 use support::{
-    Ram, beside, block_on, check_clean, file, formatted, journal_headers, left_after, mount,
-    pattern, served, sleep, within,
+    Ram, beside, block_on, check_clean, directory, file, formatted, journal_headers, left_after,
+    mount, pattern, served, sleep, within,
 };
 
 /// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
@@ -206,6 +206,35 @@ fn a_record_misread_in_a_replay_costs_nothing() {
             Some((head.sequence, at))
         });
         heads.max().expect("there are records").1
+    });
+}
+
+/// The lock of the volume that a moved directory needs was misread. It seemed to be gone, like that
+/// of a deleted file, so the directory seemed to be.
+#[test]
+fn a_misread_lock_of_the_volume_is_damage_and_no_stale_handle() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let work = async {
+            let root = a.root();
+            for name in [b"d", b"e"] {
+                a.create(root, name, directory()).await.expect("works");
+            }
+            let into = a.lookup(root, b"e").await.expect("it is there").id;
+            let place = RENAME_LOCK.offset();
+            disk.when(move |asked| {
+                (asked.ask == Ask::Read && asked.at == place).then_some(Fault::Lie(place))
+            });
+            let moved = || a.rename(root, b"d", into, b"d", RenameMode::Replace);
+            let misread = moved().await.expect_err("its lock is misread");
+            assert_eq!(misread.kind, Kind::Corrupt, "{misread}");
+            disk.well();
+            moved().await.expect("works");
+        };
+        left_after(&a, work).await;
+        check_clean(&env).await;
     });
 }
 

@@ -227,7 +227,10 @@ impl Volume {
     async fn attempt(&self, entry: &Rc<Entry>) -> Result<Attempt> {
         let (lock, body) = match entry.object {
             LockObject::Descriptor => self.read_object(entry.addr).await?,
-            _ => self.read_lock(entry.addr).await?,
+            _ => match self.read_lock(entry.addr).await? {
+                (None, _) => return Err(Error::damaged(entry.addr, "a lock is always here")),
+                found => found,
+            },
         };
         let gone = || Error::new(Kind::Stale, format!("no lock of this file at {}", entry.addr));
         let lock = lock.ok_or_else(gone)?;
