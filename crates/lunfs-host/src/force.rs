@@ -28,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
 
 use crate::control::{Connection, Request, Response};
 use crate::error::{HostError, Result};
@@ -49,8 +50,8 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// How a mount ended by force.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Forced {
-    /// Its daemon made all durable and left.
-    Clean,
+    /// Its daemon made all durable and left. Names whom it took the mount from.
+    Clean(Vec<String>),
     /// Its daemon was dead already.
     WasDead,
     /// Its daemon left, and says what was lost or left behind.
@@ -108,18 +109,30 @@ pub fn unmount(mount: &Mount, deadline: Duration) -> Result<Forced> {
     let answer = daemon.connection.ask(&request, deadline.saturating_add(LEAVE_MAX));
     let is_gone = is_detached(mount)?;
     match answer {
-        Ok(Response::Ok(_)) if is_gone => return Ok(Forced::Clean),
+        Ok(Response::Ok(value)) => {
+            // What was named is a copy of the mount that it served, and is dead now.
+            if !is_gone {
+                take_away(mount)?;
+            }
+            return Ok(clean(&value));
+        }
         Ok(Response::Error(why)) if is_gone => return Ok(Forced::Unclean(why)),
+        Ok(Response::Refused(why)) => return Err(HostError::new(why)),
         // It could not take the mount away, or did not answer: then we do.
         Ok(_) | Err(_) => {}
     }
     take_away(mount)?;
     // With its users gone it may still come to an end.
     Ok(match daemon.connection.answer(LEAVE_MAX) {
-        Ok(Response::Ok(_)) => Forced::Clean,
-        Ok(Response::Error(why)) => Forced::Unclean(why),
+        Ok(Response::Ok(value)) => clean(&value),
+        Ok(Response::Error(why) | Response::Refused(why)) => Forced::Unclean(why),
         Err(_) => Forced::TakenAway(daemon.end()?),
     })
+}
+
+fn clean(value: &Value) -> Forced {
+    let names = value["taken_from"].as_array().into_iter().flatten();
+    Forced::Clean(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }
 
 /// A daemon that listens.

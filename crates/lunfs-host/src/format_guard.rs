@@ -12,6 +12,7 @@ use lunfs_format::{BLOCK, BlockNo, SLOT_COUNT_MAX, SUPERBLOCK_COPIES, Superblock
 
 use crate::disk::{Access, Source, SourceKind};
 use crate::error::{HostError, Result};
+use crate::loop_devices::loop_devices;
 use crate::{mount_table, ofd};
 
 /// How much of the start must be zero.
@@ -131,13 +132,8 @@ fn backed_loop_device(path: &Path) -> Option<String> {
 
 /// The loop devices that show this image.
 fn loop_devices_of(image: &Path) -> Vec<String> {
-    let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
-    let names = devices.filter_map(Result::ok).map(|entry| entry.file_name());
-    let shows = |name: &String| {
-        let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-        backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == image)
-    };
-    names.map(|name| name.to_string_lossy().into_owned()).filter(shows).collect()
+    let devices = loop_devices().into_iter();
+    devices.filter(|device| device.backing == image).map(|device| device.name).collect()
 }
 
 // ---- data ------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@
 //! | `force` | taking a mount away from a daemon that may not answer |
 //! | `parent` | the small program that outlives the daemon and writes its last word |
 //! | `format_guard` | what would be lost, and who uses a source |
-//! | `mount_table`, `users` | what the kernel knows of mounts and their users |
+//! | `mount_table`, `loop_devices` | what the kernel knows of mounts and loop devices |
+//! | `busy`, `users`, `copies` | what keeps a mount busy: processes, and mounts elsewhere |
 //!
 //! A daemon is put together like this, all on one thread, inside a `LocalSet`:
 //!
@@ -24,8 +25,10 @@
 //! The process ends with `std::process::exit`: after a stop nothing may wait for a device that
 //! hangs.
 
+mod busy;
 mod clock;
 pub mod control;
+mod copies;
 pub mod disk;
 mod error;
 mod fence;
@@ -33,6 +36,7 @@ pub mod force;
 pub mod format_guard;
 pub mod fuse;
 mod identity;
+mod loop_devices;
 mod mount_table;
 mod ofd;
 pub mod parent;
@@ -42,6 +46,7 @@ mod scratch;
 mod session;
 mod users;
 
+pub use busy::mounted_below;
 pub use clock::{HostClock, boottime};
 pub use error::{HostError, Result};
 pub use fence::ImageFence;
@@ -49,4 +54,3 @@ pub use identity::identity;
 pub use mount_table::Mount;
 pub use rng::{HostRng, random_bytes};
 pub use session::{Ending, serve_mount};
-pub use users::{User, users_of};

@@ -11,22 +11,35 @@ use crate::error::{HostError, Result};
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Number of the mount in its namespace.
+    /// Number of the mount; no other mount of this machine has it, in whatever namespace.
     pub id: u64,
+    /// The mount it is mounted on.
+    pub parent: u64,
     /// Device number of the file system.
     pub device: (u32, u32),
+    /// Which directory of the file system is shown.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub point: PathBuf,
     /// Its type: `ext4`, `fuse.lunfs`, ...
     pub kind: String,
     /// What is mounted.
     pub source: String,
+    /// The peer group in which mounts and unmounts on it are repeated, if it is *shared*.
+    pub shared: Option<u64>,
+    /// The peer group whose mounts and unmounts are repeated on it, if it is a *slave*.
+    pub master: Option<u64>,
 }
 
 /// All mounts this program sees, oldest first.
 pub fn mounts() -> Result<Vec<Mount>> {
-    let path = "/proc/self/mountinfo";
-    let text = fs::read(path).map_err(|e| HostError::io(format!("cannot read {path}"), e))?;
+    mounts_in(Path::new("/proc/self/mountinfo"))
+}
+
+/// All mounts that the process of this `mountinfo` sees, by the names it has for them.
+pub fn mounts_in(path: &Path) -> Result<Vec<Mount>> {
+    let text =
+        fs::read(path).map_err(|e| HostError::io(format!("cannot read {}", path.display()), e))?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
@@ -53,13 +66,20 @@ pub fn mount_of(path: &Path) -> Result<Option<Mount>> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = ascii(fields.next()?)?.parse().ok()?;
-    let (major, minor) = ascii(fields.nth(1)?)?.split_once(':')?;
+    let parent = ascii(fields.next()?)?.parse().ok()?;
+    let (major, minor) = ascii(fields.next()?)?.split_once(':')?;
     let device = (major.parse().ok()?, minor.parse().ok()?);
-    let point = PathBuf::from(unescape(fields.nth(1)?));
-    let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
-    let kind = ascii(tail.next()?)?.to_owned();
-    let source = unescape(tail.next()?).to_string_lossy().into_owned();
-    Some(Mount { id, device, point, kind, source })
+    let root = PathBuf::from(unescape(fields.next()?));
+    let point = PathBuf::from(unescape(fields.next()?));
+    let (mut shared, mut master) = (None, None);
+    for tag in fields.by_ref().skip(1).map_while(|field| ascii(field).filter(|tag| *tag != "-")) {
+        let group = |name| tag.strip_prefix(name)?.parse().ok();
+        shared = shared.or(group("shared:"));
+        master = master.or(group("master:"));
+    }
+    let kind = ascii(fields.next()?)?.to_owned();
+    let source = unescape(fields.next()?).to_string_lossy().into_owned();
+    Some(Mount { id, parent, device, root, point, kind, source, shared, master })
 }
 
 fn ascii(field: &[u8]) -> Option<&str> {
@@ -96,12 +116,18 @@ mod tests {
             b"36 35 0:98 / /srv/my\\040disks rw,noatime master:1 shared:4 - fuse.lunfs /a\\134b rw";
         let expected = Mount {
             id: 36,
+            parent: 35,
             device: (0, 98),
+            root: PathBuf::from("/"),
             point: PathBuf::from("/srv/my disks"),
             kind: "fuse.lunfs".into(),
             source: "/a\\b".into(),
+            shared: Some(4),
+            master: Some(1),
         };
         assert_eq!(parse(line), Some(expected));
+        let plain = parse(b"27 1 254:0 / / rw - ext4 /dev/vda rw").expect("no tags at all");
+        assert_eq!((plain.kind.as_str(), plain.shared, plain.master), ("ext4", None, None));
         assert_eq!(parse(b"36 35 nonsense"), None);
     }
 

@@ -20,15 +20,15 @@ use std::time::Duration;
 use lunfs_core::{StopReason, Volume};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use serde_json::Value;
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{self, JoinHandle};
 
+use crate::busy::{Busy, Verdict, Wish};
 use crate::control::{About, Control, Response, Unmount};
 use crate::error::{HostError, Result};
 use crate::fuse::{FuseMount, FuseOptions};
-use crate::mount_table::Mount;
-use crate::users::{User, users_of};
+use crate::mount_table::{Mount, mounted_at};
 
 /// How long users may keep a mount busy after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +36,10 @@ const TERM_PATIENCE: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the kernel may take to end the session after it unmounted.
 const SESSION_END_MAX: Duration = Duration::from_secs(1);
+/// As long, where a session that does not end means that somebody still needs us.
+const SESSION_END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a look at all processes may take.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// How long the caller of `unmount` may take to read the answer.
 const TELL_MAX: Duration = Duration::from_secs(1);
 
@@ -132,13 +136,19 @@ impl Session {
                 reason = &mut *serving => return Ok(Ending::Stopped(why_stopped(reason))),
                 detached = detach(mount, force, patience) => detached,
             };
-            let outcome = match detached {
-                Ok(()) => Some(self.finish_after_detach(serving).await),
-                Err(_) => None,
+            let is_over = detached.is_ok() && self.is_over(force).await;
+            let outcome = match is_over {
+                true => Some(self.finish(serving).await),
+                false => None,
             };
+            self.log_refusal(&detached, caller.is_some());
             if let Some((answer, told)) = caller {
                 // The caller may have gone; the answer must leave before the process does.
-                drop(answer.send(response(&detached, outcome.as_ref())));
+                let response = match (&detached, &outcome) {
+                    (Ok(_), None) => Response::Refused(self.in_use_elsewhere().await),
+                    _ => response(&detached, outcome.as_ref()),
+                };
+                drop(answer.send(response));
                 drop(tokio::time::timeout(TELL_MAX, told).await);
             }
             if let Some(outcome) = outcome {
@@ -163,16 +173,46 @@ impl Session {
         }
     }
 
-    async fn finish_after_detach(
-        &mut self,
-        serving: &mut JoinHandle<StopReason>,
-    ) -> Result<Ending> {
+    /// Whether nobody needs us any more, or shall have us, once our mount is gone.
+    async fn is_over(&mut self, force: bool) -> bool {
         // The last answers on their way. Copies of the mount in other namespaces, and users whom
-        // it was taken from, keep the session up; they get errors from now on.
-        if tokio::time::timeout(SESSION_END_MAX, self.kernel.ended()).await.is_err() {
+        // it was taken from, keep the session up; after force they get errors from now on.
+        let limit = if force { SESSION_END_MAX } else { SESSION_END_PATIENCE };
+        let has_ended = tokio::time::timeout(limit, self.kernel.ended()).await.is_ok();
+        if !has_ended {
             tracing::warn!(event = "unmount", "the file system is still in use somewhere");
         }
-        self.finish(serving).await
+        has_ended || force
+    }
+
+    /// The mount is gone here, but the kernel still asks us: for a copy that came since we looked,
+    /// or that we cannot see.
+    async fn in_use_elsewhere(&self) -> String {
+        let mount = self.kernel.mount();
+        let mut names = look(mount).await.names();
+        if names.is_empty() {
+            names.push("by nobody who is seen from here".to_owned());
+        }
+        format!(
+            "the mount at {} is gone, but the file system is in use elsewhere: {}. Its daemon goes \
+             on for them and leaves with the last; `kill {}` takes it from under them",
+            mount.point.display(),
+            names.join("; "),
+            std::process::id()
+        )
+    }
+
+    /// Who sent a signal hears nothing but the log.
+    fn log_refusal(&self, detached: &Result<Busy, Attached>, has_caller: bool) {
+        match detached {
+            Err(Attached::Busy(busy)) if !has_caller => {
+                tracing::error!(event = "unmount", %busy, "not unmounted");
+            }
+            Err(Attached::Failed(e)) if !has_caller => {
+                tracing::error!(event = "unmount", "the kernel does not unmount: {e}");
+            }
+            _ => {}
+        }
     }
 
     /// No request can come any more: make all durable, free the slot. A signal gives up.
@@ -219,69 +259,84 @@ fn why_stopped(reason: std::result::Result<StopReason, task::JoinError>) -> Stri
 
 /// Why the kernel's mount is still there.
 enum Attached {
-    Busy(Vec<User>),
+    Busy(Busy),
     Failed(io::Error),
 }
 
 /// Takes the kernel's mount away: at once, or with `force` when its users had time to leave, and
-/// then also from under them.
-async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<(), Attached> {
+/// then also from under them. Returns whom it was taken from.
+async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, Attached> {
     let began = tokio::time::Instant::now();
     loop {
-        match unmount(&mount, UnmountFlags::empty()).await {
-            // Invalid, absent: somebody else has unmounted it, which is just as good.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(Errno::BUSY) if !force => return Err(Attached::Busy(users(mount).await)),
-            Err(Errno::BUSY) if began.elapsed() < patience => {}
-            Err(Errno::BUSY) => {
-                let users = users(mount.clone()).await;
-                tracing::warn!(event = "unmount", ?users, "unmounting from under its users");
-                return unmount(&mount, UnmountFlags::DETACH)
-                    .await
-                    .map_err(|e| Attached::Failed(e.into()));
+        let wish = match force {
+            false => Wish::Gentle,
+            true if began.elapsed() < patience => Wish::Force,
+            true => Wish::ForceNow,
+        };
+        let busy = look(&mount).await;
+        let flags = match busy.verdict(wish) {
+            Verdict::Refuse => return Err(Attached::Busy(busy)),
+            Verdict::Unmount if wish == Wish::ForceNow => UnmountFlags::DETACH,
+            Verdict::Take => {
+                tracing::warn!(event = "unmount", %busy, "unmounting from under its users");
+                UnmountFlags::DETACH
             }
+            Verdict::Unmount => UnmountFlags::empty(),
+            Verdict::Wait => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
+        };
+        match unmount(&mount, flags).await {
+            // Invalid, absent: somebody else has unmounted it, which is just as good.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(busy),
+            // It came since we looked, or we cannot see it.
+            Err(Errno::BUSY) if !force => return Err(Attached::Busy(look(&mount).await)),
+            Err(Errno::BUSY) => tokio::time::sleep(BUSY_PAUSE).await,
             Err(e) => return Err(Attached::Failed(e.into())),
         }
-        tokio::time::sleep(BUSY_PAUSE).await;
     }
 }
 
 /// On a thread of its own: unmounting writes back what mmap made dirty, through us.
 async fn unmount(mount: &Mount, flags: UnmountFlags) -> Result<(), Errno> {
-    let point = mount.point.clone();
-    let done = task::spawn_blocking(move || rustix::mount::unmount(&point, flags)).await;
-    done.unwrap_or(Err(Errno::IO))
-}
-
-async fn users(mount: Mount) -> Vec<User> {
-    task::spawn_blocking(move || users_of(&mount)).await.unwrap_or_default()
-}
-
-fn response(detached: &Result<(), Attached>, outcome: Option<&Result<Ending>>) -> Response {
-    match (detached, outcome) {
-        (Err(Attached::Busy(users)), _) => Response::Error(format!(
-            "the mount is busy: {}; end them, or use --force",
-            users.iter().map(shown).collect::<Vec<_>>().join("; ")
-        )),
-        (Err(Attached::Failed(e)), _) => {
-            Response::Error(format!("the kernel does not unmount: {e}"))
+    let mount = mount.clone();
+    let done = task::spawn_blocking(move || {
+        // Another one may be at its place by now.
+        match mounted_at(&mount.point) {
+            Ok(Some(top)) if top.id == mount.id => rustix::mount::unmount(&mount.point, flags),
+            _ => Err(Errno::INVAL),
         }
-        (Ok(()), Some(Ok(Ending::Stopped(why)))) => Response::Error(format!(
-            "the kernel's mount is gone, but the slot was not freed ({why}); others take it over"
-        )),
-        (Ok(()), Some(Ok(Ending::Lossy(why)))) => Response::Error(format!(
-            "unmounted, but not everything could be written ({why}); what was synced is there"
-        )),
-        (Ok(()), Some(Err(e))) => Response::Error(e.sentence()),
-        (Ok(()), Some(Ok(Ending::Unmounted)) | None) => Response::Ok(Value::Null),
+    });
+    done.await.unwrap_or(Err(Errno::IO))
+}
+
+/// On a thread of its own, too. A look that does not end (a process in the middle of its own end)
+/// has found nothing: what the kernel says of the mount then counts.
+async fn look(mount: &Mount) -> Busy {
+    let mount = mount.clone();
+    let looking = task::spawn_blocking(move || Busy::look(&mount));
+    match tokio::time::timeout(LOOK_MAX, looking).await {
+        Ok(Ok(busy)) => busy,
+        Ok(Err(_)) | Err(_) => Busy::default(),
     }
 }
 
-fn shown(user: &User) -> String {
-    let first = user.uses.first().map_or("", String::as_str);
-    let more = match user.uses.len() {
-        0 | 1 => String::new(),
-        count => format!(" and {} more", count - 1),
-    };
-    format!("{} ({}): {first}{more}", user.name, user.pid)
+fn response(detached: &Result<Busy, Attached>, outcome: Option<&Result<Ending>>) -> Response {
+    match (detached, outcome) {
+        (Err(Attached::Busy(busy)), _) => Response::Refused(format!("the mount is busy: {busy}")),
+        (Err(Attached::Failed(e)), _) => {
+            Response::Error(format!("the kernel does not unmount: {e}"))
+        }
+        (Ok(_), Some(Ok(Ending::Stopped(why)))) => Response::Error(format!(
+            "the kernel's mount is gone, but the slot was not freed ({why}); others take it over"
+        )),
+        (Ok(_), Some(Ok(Ending::Lossy(why)))) => Response::Error(format!(
+            "unmounted, but not everything could be written ({why}); what was synced is there"
+        )),
+        (Ok(_), Some(Err(e))) => Response::Error(e.sentence()),
+        (Ok(taken_from), Some(Ok(Ending::Unmounted)) | None) => {
+            Response::Ok(json!({ "taken_from": taken_from.names() }))
+        }
+    }
 }

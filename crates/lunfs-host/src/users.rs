@@ -1,12 +1,15 @@
-//! Who uses a mount: for the sentence that says why it cannot be unmounted.
+//! Which processes use a mount: for the sentence that says why it cannot be unmounted.
 //!
-//! Only links are read, nothing on the mount itself is touched: its server may be us, or dead.
+//! A process is found by the device of the file system, not by a path or a mount: it may reach the
+//! same files through a bind mount, or through a copy of the mount in another namespace. Nothing on
+//! the mount itself is asked: its server may be us, or dead.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use crate::mount_table::Mount;
@@ -22,13 +25,23 @@ pub struct User {
     pub uses: Vec<String>,
 }
 
-/// Processes that keep `mount` busy, as far as this program may see them.
+/// Processes that keep the file system of `mount` busy, as far as this program may see them.
 pub fn users_of(mount: &Mount) -> Vec<User> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut users: Vec<User> = numbers.filter_map(|pid| user(pid, mount)).collect();
+    let mut users: Vec<User> = processes().filter_map(|pid| user(pid, mount)).collect();
     users.sort_by_key(|user| user.pid);
     users
+}
+
+/// The numbers of all processes that this program may see.
+pub fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The name of a process; empty if it has ended.
+pub fn name_of(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
 }
 
 fn user(pid: u32, mount: &Mount) -> Option<User> {
@@ -39,17 +52,23 @@ fn user(pid: u32, mount: &Mount) -> Option<User> {
     }
     uses.extend(open_files(&dir, mount));
     uses.extend(mapped_file(&dir, mount).map(|path| format!("map {path}")));
-    if uses.is_empty() {
-        return None;
-    }
-    let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
-    Some(User { pid, name: name.trim_end().to_owned(), uses })
+    (!uses.is_empty()).then(|| User { pid, name: name_of(pid), uses })
 }
 
 /// Processes come and go while we look: what cannot be read is not there.
 fn used_by_link(link: &Path, mount: &Mount) -> Option<String> {
-    let target = fs::read_link(link).ok()?;
-    target.starts_with(&mount.point).then(|| target.display().to_string())
+    is_on(link, mount).then(|| target_of(link))
+}
+
+fn target_of(link: &Path) -> String {
+    fs::read_link(link).map_or_else(|_| "?".to_owned(), |target| target.display().to_string())
+}
+
+/// What the link leads to lies on the file system, as the kernel has it in memory.
+fn is_on(link: &Path, mount: &Mount) -> bool {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let about = statx(CWD, link, flags, StatxFlags::empty());
+    about.is_ok_and(|about| (about.stx_dev_major, about.stx_dev_minor) == mount.device)
 }
 
 fn open_files(dir: &Path, mount: &Mount) -> Vec<String> {
@@ -59,17 +78,8 @@ fn open_files(dir: &Path, mount: &Mount) -> Vec<String> {
 }
 
 fn open_file(dir: &Path, number: &OsStr, mount: &Mount) -> Option<String> {
-    let link = dir.join("fd").join(number);
-    let target = fs::read_link(&link).ok()?;
-    // The path counts in our namespace; the mount's number tells also in a process's own root.
-    let is_there = target.starts_with(&mount.point)
-        || mount_id(&dir.join("fdinfo").join(number)) == Some(mount.id);
-    is_there.then(|| format!("fd {} {}", number.to_string_lossy(), target.display()))
-}
-
-fn mount_id(fdinfo: &Path) -> Option<u64> {
-    let text = fs::read_to_string(fdinfo).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+    let target = used_by_link(&dir.join("fd").join(number), mount)?;
+    Some(format!("fd {} {target}", number.to_string_lossy()))
 }
 
 /// The first mapped file of the mount: `start-end perms offset major:minor inode path`.
@@ -84,6 +94,8 @@ fn mapped_file(dir: &Path, mount: &Mount) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
     use crate::mount_table::mount_of;
     use crate::scratch::Scratch;
@@ -91,9 +103,14 @@ mod tests {
     #[test]
     fn an_open_file_names_its_process() {
         let scratch = Scratch::image("users", 4096);
-        let _open = scratch.open();
+        let open = scratch.open();
         let path = fs::canonicalize(scratch.path()).unwrap();
         let mount = mount_of(&path).unwrap().unwrap();
+        // Some file systems have more devices than the one of their mount.
+        let number = open.metadata().unwrap().dev();
+        let device = (rustix::fs::major(number), rustix::fs::minor(number));
+        // By another name of the mount: the path does not count.
+        let mount = Mount { point: "/nowhere".into(), id: u64::MAX, device, ..mount };
         let users = users_of(&mount);
         let us = users.iter().find(|user| user.pid == std::process::id()).expect("we use it");
         let shown = path.display().to_string();
@@ -103,8 +120,6 @@ mod tests {
         );
         assert!(!us.name.is_empty());
 
-        let nowhere =
-            Mount { point: "/nowhere".into(), id: u64::MAX, device: (0, 0xfffff), ..mount };
-        assert_eq!(users_of(&nowhere), []);
+        assert_eq!(users_of(&Mount { device: (0, 0xfffff), ..mount }), []);
     }
 }

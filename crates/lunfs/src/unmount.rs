@@ -42,28 +42,42 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 fn remove(mount: &Mount) -> Result<ExitCode> {
     let point = mount.point.display();
+    let below = lunfs_host::mounted_below(mount);
     rustix::mount::unmount(&mount.point, UnmountFlags::DETACH)
         .with_context(|| format!("cannot remove the dead mount at {point}"))?;
-    tell_removed(mount)
+    tell_removed(mount, &below)
 }
 
-fn tell_removed(mount: &Mount) -> Result<ExitCode> {
+fn tell_removed(mount: &Mount, below: &[String]) -> Result<ExitCode> {
     let point = mount.point.display();
     say!("removed the dead mount at {point}; all that was made durable is on the volume");
+    tell_gone_with_it(below);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Below a mount whose server does not answer nothing can be unmounted by itself.
+fn tell_gone_with_it(below: &[String]) {
+    for name in below {
+        eprintln!("lunfs: gone with it: {name}");
+    }
 }
 
 fn by_force(mount: &Mount, deadline: Duration) -> Result<ExitCode> {
     let point = mount.point.display();
+    let below = lunfs_host::mounted_below(mount);
     let daemon = match force::unmount(mount, deadline)? {
-        Forced::Clean => {
+        Forced::Clean(taken_from) => {
             say!("unmounted {point}");
+            for name in taken_from {
+                eprintln!("lunfs: taken from {name}");
+            }
             return Ok(ExitCode::SUCCESS);
         }
-        Forced::WasDead => return tell_removed(mount),
+        Forced::WasDead => return tell_removed(mount, &below),
         Forced::Unclean(why) => bail!(why),
         Forced::TakenAway(daemon) => daemon,
     };
+    tell_gone_with_it(&below);
     let daemon = match daemon {
         Daemon::Ended(pid) => format!("its daemon (process {pid}) did not answer, and has ended"),
         Daemon::Killed(pid) => format!("its daemon (process {pid}) did not leave and was killed"),

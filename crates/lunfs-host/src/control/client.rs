@@ -30,7 +30,7 @@ pub fn call(path: &Path, request: &Request) -> Result<Value> {
     let mut connection = Connection::open(&mount)?;
     match connection.ask(request, patience(request))? {
         Response::Ok(value) => Ok(value),
-        Response::Error(why) => Err(HostError::new(why)),
+        Response::Error(why) | Response::Refused(why) => Err(HostError::new(why)),
     }
 }
 

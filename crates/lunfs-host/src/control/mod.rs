@@ -55,6 +55,8 @@ pub enum Response {
     Ok(serde_json::Value),
     /// It was not done; why, and what to do.
     Error(String),
+    /// It shall not be done, not by force either, or not unless by force: the same.
+    Refused(String),
 }
 
 /// The socket of the file system with this device number.
