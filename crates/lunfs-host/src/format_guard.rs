@@ -2,23 +2,38 @@
 //! it? Before `mount`: does somebody use it in a way that our marks cannot see?
 //!
 //! Signatures are for the sentence; the rule is simpler: only zeroes are free.
+//!
+//! ```text
+//!  image file     all that is written (holes are not): at most 64 MiB of it may be zeroes
+//!  block device   the first 16 MiB |  .  .  64 KiB at each of 256 places  .  .  | the last 16 MiB
+//! ```
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use lunfs_format::{BLOCK, BlockNo, SLOT_COUNT_MAX, SUPERBLOCK_COPIES, Superblock, kind, kind_of};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use crate::disk::{Access, Source, SourceKind};
 use crate::error::{HostError, Result};
 use crate::loop_devices::loop_devices;
 use crate::{mount_table, ofd};
 
-/// How much of the start must be zero.
-const HEAD: usize = 8 << 20;
+/// How much of an image's start is searched for signatures, and of a device's start and end must
+/// be zero.
+const END: u64 = 16 << 20;
+/// Places between them that must be zero on a device, and how much of each.
+const PLACES: u64 = 256;
+const PLACE: usize = 64 << 10;
+/// How much of what is written to an image is read.
+const WRITTEN_MAX: u64 = 64 << 20;
 /// How much of the end is searched for backup headers.
 const TAIL: usize = 1 << 20;
+/// How much is read at once.
+const CHUNK: usize = 1 << 20;
 
 /// Names what would be lost by writing a new volume to `path`, or who uses it; `None`: it is free.
 pub fn what_is_there(path: &Path) -> Result<Option<String>> {
@@ -26,9 +41,11 @@ pub fn what_is_there(path: &Path) -> Result<Option<String>> {
     if let Some(user) = user_of(&source)? {
         return Ok(Some(user));
     }
-    let (head, tail) =
-        ends(&source).map_err(|e| HostError::io(format!("cannot read {}", path.display()), e))?;
-    Ok(data_in(&head, &tail))
+    let found = match source.kind() {
+        SourceKind::Image => File::open(path).and_then(|image| data_in_image(&image)),
+        SourceKind::BlockDevice => data_on_device(&source),
+    };
+    found.map_err(|e| HostError::io(format!("cannot read {}", path.display()), e))
 }
 
 /// Names who uses `path`: a mount, swap, another layer of the kernel, hosts of a lunfs volume.
@@ -138,28 +155,114 @@ fn loop_devices_of(image: &Path) -> Vec<String> {
 
 // ---- data ------------------------------------------------------------------------------------
 
-/// Read directly from the device: what the kernel caches of a shared one may be old.
-fn ends(source: &Source) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let size = source.capabilities().size;
-    let part = |len: usize| usize::try_from(size).unwrap_or(len).min(len);
-    let head = source.read_now(0, part(HEAD))?;
-    let tail = source.read_now(size - part(TAIL) as u64, part(TAIL))?;
-    Ok((head, tail))
+/// Of an image only this machine has a cache, so it is read through that: all bytes, also a rest
+/// that is no whole block.
+fn data_in_image(image: &File) -> io::Result<Option<String>> {
+    let size = image.metadata()?.len();
+    let part = usize::try_from(size.min(END)).unwrap_or_default();
+    let (mut head, mut tail) = (vec![0; part], vec![0; part]);
+    image.read_exact_at(&mut head, 0)?;
+    image.read_exact_at(&mut tail, size - part as u64)?;
+    match known_in(&head, &tail) {
+        Some(known) => Ok(Some(known)),
+        None => written_to(image, size),
+    }
 }
 
-/// What the first and last bytes of a source say.
-fn data_in(head: &[u8], tail: &[u8]) -> Option<String> {
+/// What is written to an image and not zero, or too much to look at.
+fn written_to(image: &File, size: u64) -> io::Result<Option<String>> {
+    let (mut at, mut left) = (0, WRITTEN_MAX);
+    // Ends: `at` rises, or there is no more data.
+    while let Some((start, end)) = written_from(image, at, size)? {
+        let readable = end.min(start + left);
+        if let Some(found) = not_zero(image, start, readable)? {
+            return Ok(Some(found));
+        }
+        if readable < end {
+            return Ok(Some(format!(
+                "more than {} MiB that were written, zeroes as far as they were read (byte \
+                 {readable})",
+                WRITTEN_MAX >> 20
+            )));
+        }
+        left -= readable - start;
+        at = end;
+    }
+    Ok(None)
+}
+
+/// The first bytes from `at` on that were written, as the file system knows it.
+fn written_from(image: &File, at: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(image, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // It does not know: all of it may be.
+        Err(Errno::INVAL) => return Ok(Some((at, size))),
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Some((start, rustix::fs::seek(image, SeekFrom::Hole(start))?)))
+}
+
+fn not_zero(image: &File, start: u64, end: u64) -> io::Result<Option<String>> {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = start;
+    while at < end {
+        let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+        image.read_exact_at(&mut buffer[..len], at)?;
+        if let Some(found) = unknown_in(&buffer[..len], at) {
+            return Ok(Some(found));
+        }
+        at += len as u64;
+    }
+    Ok(None)
+}
+
+/// Read directly from the device: what the kernel caches of a shared one may be old.
+fn data_on_device(source: &Source) -> io::Result<Option<String>> {
+    let size = source.capabilities().size;
+    let part = usize::try_from(size.min(END)).unwrap_or_default();
+    let (head, tail) = (source.read_now(0, part)?, source.read_now(size - part as u64, part)?);
+    if let Some(known) = known_in(&head, &tail) {
+        return Ok(Some(known));
+    }
+    let ends = unknown_in(&head, 0).or_else(|| unknown_in(&tail, size - part as u64));
+    if ends.is_some() {
+        return Ok(ends);
+    }
+    for at in places(size) {
+        if let Some(found) = unknown_in(&source.read_now(at, PLACE)?, at) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a device is looked at between its ends: at even distances, at whole blocks.
+fn places(size: u64) -> impl Iterator<Item = u64> {
+    let between = size.saturating_sub(2 * END + PLACE as u64);
+    let count = if between == 0 { 0 } else { PLACES };
+    let place = move |index| END + between / PLACES * index + between % PLACES * index / PLACES;
+    (0..count).map(move |index| place(index) / BLOCK as u64 * BLOCK as u64)
+}
+
+/// What the first and last bytes of a source say, if they say what is there.
+fn known_in(head: &[u8], tail: &[u8]) -> Option<String> {
     if let Some(volume) = lunfs_volume(head) {
         return Some(volume);
     }
     if let Some(known) = SIGNATURES.iter().find(|s| s.is_in(head)) {
         return Some(known.name.to_owned());
     }
-    if let Some(backup) = backup_in(tail) {
-        return Some(backup.to_owned());
-    }
-    let position = head.iter().position(|byte| *byte != 0)?;
-    Some(format!("unknown data: byte {position} is not zero"))
+    backup_in(&tail[tail.len().saturating_sub(TAIL)..]).map(str::to_owned)
+}
+
+/// `bytes` lie at `start`.
+fn unknown_in(bytes: &[u8], start: u64) -> Option<String> {
+    let at = start + bytes.iter().position(|byte| *byte != 0)? as u64;
+    Some(format!("unknown data: byte {at} is not zero"))
 }
 
 fn lunfs_volume(head: &[u8]) -> Option<String> {

@@ -26,9 +26,61 @@ fn superblock() -> Superblock {
 #[test]
 fn only_zeroes_are_free() {
     assert_eq!(with_bytes(0, &[0]), None);
-    assert!(with_bytes(HEAD - 1, &[1]).unwrap().contains("unknown data"));
     let tiny = Scratch::image("tiny", 10);
     assert_eq!(what_is_there(tiny.path()).unwrap(), None);
+}
+
+/// It looked at the first and last few MiB, and overwrote what lay between them.
+#[test]
+fn an_image_is_looked_at_all_over() {
+    for at in [0, 1, (4 << 20) - 1, 8 << 20, 40 << 20, SIZE as usize - 1] {
+        let found = with_bytes(at, &[1]).expect("it holds data");
+        assert_eq!(found, format!("unknown data: byte {at} is not zero"));
+    }
+    // A rest that is no whole block, too.
+    let tiny = Scratch::image("letter", 6);
+    tiny.open().write_all_at(b"hello\n", 0).unwrap();
+    assert!(what_is_there(tiny.path()).unwrap().unwrap().contains("byte 0"));
+}
+
+/// Somebody wrote them: without reading them all nobody knows that they are empty.
+#[test]
+fn zeroes_that_were_written_are_data_if_there_are_too_many_to_read() {
+    let scratch = Scratch::image("zeroes", 2 * WRITTEN_MAX);
+    let image = scratch.open();
+    let zeroes = vec![0; WRITTEN_MAX as usize];
+    image.write_all_at(&zeroes, 4096).unwrap();
+    assert_eq!(what_is_there(scratch.path()).unwrap(), None);
+    image.write_all_at(&zeroes[..4096], 4096 + WRITTEN_MAX).unwrap();
+    let found = what_is_there(scratch.path()).unwrap().unwrap();
+    assert!(found.starts_with("more than 64 MiB that were written"), "{found}");
+}
+
+#[test]
+fn a_device_is_looked_at_in_many_places() {
+    let scratch = Scratch::image("device", 4 * SIZE);
+    let Some(device) = LoopDevice::attach(scratch.path(), 512) else { return };
+    assert_eq!(what_is_there(&device.node).unwrap(), None);
+    let size = 4 * SIZE;
+    let places: Vec<u64> = places(size).collect();
+    assert_eq!(places.len(), 256);
+    assert!(places.iter().all(|at| *at >= END && at + PLACE as u64 <= size - END));
+    assert!(places.is_sorted() && places[255] > size - END - (2 << 20));
+    for at in [END - 1, places[0] + 5, places[128], places[255] + 7, size - END, size - 1] {
+        // Through the device: it is read there without a cache.
+        let node = OpenOptions::new().write(true).open(&device.node).unwrap();
+        node.write_all_at(&[1], at).unwrap();
+        node.sync_all().unwrap();
+        let found = what_is_there(&device.node).unwrap().expect("it holds data");
+        assert_eq!(found, format!("unknown data: byte {at} is not zero"));
+        node.write_all_at(&[0], at).unwrap();
+        node.sync_all().unwrap();
+    }
+    assert_eq!(places_of_small_devices(), 0);
+}
+
+fn places_of_small_devices() -> usize {
+    [0, 1, END, 2 * END, 2 * END + PLACE as u64].into_iter().map(|size| places(size).count()).sum()
 }
 
 #[test]

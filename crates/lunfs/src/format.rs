@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lunfs_core::FormatOptions;
 use lunfs_core::env::Disk as _;
-use lunfs_format::{Geometry, Sizes, Superblock, Timing};
+use lunfs_format::{Geometry, PlanError, Sizes, Superblock, Timing};
 use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::{format_guard, identity};
 use rustix::fs::FallocateFlags;
@@ -52,69 +52,73 @@ enum Pace {
 
 /// Makes an empty volume and says what it is.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    if options.label.len() > 64 {
-        bail!("a label has at most 64 bytes");
-    }
-    let is_new = make_image(options)?;
-    let source = place::source(&options.source)?;
-    if !is_new {
-        guard(&source, options.force)?;
-        refuse_impossible(&source, options)?;
-    }
-    match write(&source, options) {
-        Ok(superblock) => {
-            tell(&source, &superblock);
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(error) => {
-            if is_new {
-                // Ours, and no volume: leave nothing behind.
-                let _ = fs::remove_file(&source);
-            }
-            Err(error)
-        }
-    }
+    let shown = options.source.display();
+    let superblock = if options.source.exists() {
+        overwrite(options)?
+    } else if let Some(size) = options.size {
+        create(options, size)?
+    } else {
+        bail!("{shown} does not exist; give --size to create an image");
+    };
+    tell(&place::source(&options.source)?, &superblock);
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the image if there is none; `true`: it is new. An image that is there gets the size.
-fn make_image(options: &Options) -> Result<bool> {
-    let path = &options.source;
-    let shown = path.display();
-    let Some(Size(size)) = options.size else {
-        if !path.exists() {
-            bail!("{shown} does not exist; give --size to create an image");
-        }
-        return Ok(false);
-    };
-    match File::options().write(true).create_new(true).open(path) {
-        Ok(image) => {
-            image.set_len(size).with_context(|| format!("cannot make {shown} so large"))?;
-            Ok(true)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let about = fs::metadata(path).with_context(|| format!("cannot look at {shown}"))?;
-            if !about.is_file() {
-                bail!("{shown} is a device: its size is what it is, leave out --size");
-            }
-            guard(path, options.force)?;
-            refuse_impossible(path, options)?;
-            let image = File::options().write(true).open(path);
-            let image = image.with_context(|| format!("cannot open {shown}"))?;
-            image.set_len(size).with_context(|| format!("cannot make {shown} so large"))?;
-            Ok(false)
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot create {shown}")),
+/// All questions come before the first change: what is refused stays what it was.
+fn overwrite(options: &Options) -> Result<Superblock> {
+    let source = place::source(&options.source)?;
+    let shown = options.source.display();
+    if options.size.is_some() && !fs::metadata(&source)?.is_file() {
+        bail!("{shown} is no image file: its size is what it is, leave out --size");
     }
+    guard(&source, options.force)?;
+    refuse_impossible(&source, options)?;
+    if let Some(Size(size)) = options.size {
+        let image = File::options().write(true).open(&source);
+        let image = image.with_context(|| format!("cannot open {shown}"))?;
+        grow(&image, size).with_context(|| format!("{shown} is as it was"))?;
+    }
+    write(&source, options)
+}
+
+/// A new image; gone again if no volume can be made of it.
+fn create(options: &Options, Size(size): Size) -> Result<Superblock> {
+    let path = &options.source;
+    let image = File::options().write(true).create_new(true).open(path);
+    let image = image.with_context(|| format!("cannot create {}", path.display()))?;
+    let made = grow(&image, size).and_then(|()| {
+        let source = place::source(path)?;
+        refuse_impossible(&source, options)?;
+        write(&source, options)
+    });
+    made.inspect_err(|_| drop(fs::remove_file(path)))
+}
+
+fn grow(image: &File, size: u64) -> Result<()> {
+    image.set_len(size).with_context(|| {
+        format!("a file of {} cannot be made there, its file system says", Size(size))
+    })
 }
 
 /// What cannot become a volume is refused while it is still what it was.
 fn refuse_impossible(source: &Path, options: &Options) -> Result<()> {
     let about = UringDisk::open(source, Access::ReadOnly)?.capabilities();
     let size = options.size.map_or(about.size, |Size(size)| size);
-    match Geometry::plan(size, about.logical_block, sizes(options)) {
-        Ok(_) => Ok(()),
-        Err(error) => bail!("{}: {error}; nothing was written", source.display()),
-    }
+    let why = match Geometry::plan(size, about.logical_block, sizes(options)) {
+        Ok(_) => return Ok(()),
+        Err(PlanError::TooSmall { need }) => {
+            format!("{} are too small for a volume, {} are needed", Size(size), exactly(need))
+        }
+        Err(PlanError::TooLarge { limit }) => {
+            format!("{} are too large for a volume, {} are the limit", Size(size), exactly(limit))
+        }
+        Err(error) => error.to_string(),
+    };
+    bail!("{}: {why}; nothing was written", source.display())
+}
+
+fn exactly(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", Size(bytes))
 }
 
 fn sizes(options: &Options) -> Sizes {

@@ -107,8 +107,24 @@ fn format_needs_a_size_to_create_an_image_and_leaves_nothing_when_it_fails() {
     assert_eq!(said, "lunfs: new.img does not exist; give --size to create an image");
     let (code, said) = place.bad(&["format", "--size", "1M", "new.img"]);
     assert_eq!(code, 1);
-    assert!(said.contains("too small"), "{said}");
+    assert!(said.contains("1 MiB are too small") && said.contains("MiB ("), "{said}");
     assert!(!place.0.join("new.img").exists());
+    // No file system here has files of that size.
+    let (code, said) = place.bad(&["format", "--size", "8000P", "new.img"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("cannot be made there"), "{said}");
+    assert!(!place.0.join("new.img").exists());
+}
+
+/// It said that nothing was written, and the letter had 64 MiB.
+#[test]
+fn what_format_refuses_is_as_it_was() {
+    let place = Place::new("as_it_was");
+    fs::write(place.0.join("letter"), "hello\n").expect("a file");
+    let (code, said) = place.bad(&["format", "--size", "64M", "letter"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("holds data") && said.contains("nothing was written"), "{said}");
+    assert_eq!(fs::read_to_string(place.0.join("letter")).expect("there"), "hello\n");
 }
 
 #[test]
