@@ -73,8 +73,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut rows = Vec::new();
     let began = Instant::now();
     let mut is_good = true;
-    let only = options.only.as_deref().unwrap_or_default();
-    for part in PARTS.iter().filter(|part| part.name.contains(only)) {
+    for part in parts(options.only.as_deref())? {
         println!("\n== {}", part.name);
         let started = Instant::now();
         let outcome = (part.run)(&mut count).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
@@ -95,6 +94,17 @@ pub fn run(options: &Options) -> Result<Ending> {
         if is_good { "PASS" } else { "FAIL" }
     );
     Ok(if is_good { Ending::Passed } else { Ending::Failed })
+}
+
+/// The parts whose names contain a word; a word that is in none would pass without a test.
+fn parts(only: Option<&str>) -> Result<Vec<&'static Part>> {
+    let only = only.unwrap_or_default();
+    let parts: Vec<_> = PARTS.iter().filter(|part| part.name.contains(only)).collect();
+    if parts.is_empty() {
+        let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
+        bail!("no part is called {only:?}; the parts are {}", names.join(", "));
+    }
+    Ok(parts)
 }
 
 /// What all parts may take together, by their own budgets.
@@ -207,6 +217,15 @@ mod tests {
         count.add("running 3 tests");
         count.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured");
         assert_eq!((count.passed, count.failed, count.ignored), (5, 4, 1));
+    }
+
+    /// It ran nothing, and passed.
+    #[test]
+    fn a_word_that_is_in_no_part_is_refused() {
+        let Err(refused) = parts(Some("tdiy")) else { panic!("nothing would have run") };
+        assert!(refused.to_string().contains("fmt, tidy, typos"), "{refused}");
+        assert_eq!(parts(Some("prove s")).map(|parts| parts.len()).ok(), Some(2));
+        assert_eq!(parts(None).map(|parts| parts.len()).ok(), Some(PARTS.len()));
     }
 
     #[test]
