@@ -8,6 +8,7 @@ use std::io;
 pub struct HostError {
     what: String,
     source: Option<io::Error>,
+    is_silence: bool,
 }
 
 /// Result of this crate.
@@ -16,12 +17,22 @@ pub type Result<T, E = HostError> = std::result::Result<T, E>;
 impl HostError {
     /// An error that no system call caused.
     pub fn new(what: impl Into<String>) -> HostError {
-        HostError { what: what.into(), source: None }
+        HostError { what: what.into(), source: None, is_silence: false }
     }
 
     /// An error that a system call caused.
     pub fn io(what: impl Into<String>, why: impl Into<io::Error>) -> HostError {
-        HostError { what: what.into(), source: Some(why.into()) }
+        HostError { what: what.into(), source: Some(why.into()), is_silence: false }
+    }
+
+    /// Somebody did not answer in time.
+    pub fn silence(what: impl Into<String>) -> HostError {
+        HostError { what: what.into(), source: None, is_silence: true }
+    }
+
+    /// Nobody answered in time: nothing is known.
+    pub fn is_silence(&self) -> bool {
+        self.is_silence
     }
 
     /// What the system call said, if one did.

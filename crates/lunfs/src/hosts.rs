@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use lunfs_format::{DecodeError, Pulse, SlotNo};
-use lunfs_host::control::{self, Request};
+use lunfs_host::control::Request;
 use serde_json::{Value, json};
 
 use crate::out::say;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::reader::Reader;
 
 /// Which volume or mount.
@@ -27,7 +27,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let hosts = match Place::of(&options.place)? {
         Place::Source(source) => of_source(&source)?,
-        Place::Mount(mount) => control::call(&mount.point, &Request::Hosts)?,
+        Place::Mount(mount) => place::ask(&mount, &Request::Hosts)?,
     };
     if options.json {
         say!("{}", json!({ "hosts": hosts }));

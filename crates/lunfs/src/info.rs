@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use lunfs_format::BLOCK;
-use lunfs_host::control::{self, Request};
+use lunfs_host::Mount;
+use lunfs_host::control::Request;
 use serde_json::{Value, json};
 
 use crate::out::say;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::reader::Reader;
 use crate::size::Size;
 
@@ -28,7 +29,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let info = match Place::of(&options.place)? {
         Place::Source(source) => of_source(&source)?,
-        Place::Mount(mount) => of_mount(&mount.point)?,
+        Place::Mount(mount) => of_mount(&mount)?,
     };
     if options.json {
         say!("{info}");
@@ -38,9 +39,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn of_mount(point: &Path) -> Result<Value> {
-    let mut info = control::call(point, &Request::Info)?;
-    info["counters"] = control::call(point, &Request::Counters)?;
+fn of_mount(mount: &Mount) -> Result<Value> {
+    let mut info = place::ask(mount, &Request::Info)?;
+    info["counters"] = place::ask(mount, &Request::Counters)?;
     Ok(info)
 }
 

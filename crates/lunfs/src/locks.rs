@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lunfs_host::control::{self, Request};
+use lunfs_host::control::Request;
 use serde_json::{Value, json};
 
 use crate::out::say;
+use crate::place;
 
 /// Which mount, and of which file.
 #[derive(Args)]
@@ -24,9 +25,9 @@ pub struct Options {
 
 /// Prints a line for each lock.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let mount = control::find_mount(&options.dir)?;
+    let mount = place::mount_around(&options.dir)?;
     let path = options.path.as_deref().map(|path| below(path, &mount.point)).transpose()?;
-    let locks = control::call(&mount.point, &Request::Locks { path })?;
+    let locks = place::ask(&mount, &Request::Locks { path })?;
     if options.json {
         say!("{}", json!({ "locks": locks }));
         return Ok(ExitCode::SUCCESS);

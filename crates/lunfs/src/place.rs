@@ -5,8 +5,11 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use lunfs_host::Mount;
-use lunfs_host::control;
+use lunfs_host::control::{self, Request};
+use lunfs_host::{HostError, Mount};
+use serde_json::Value;
+
+use crate::CouldNotRun;
 
 /// A source that may or may not be mounted, or a mount.
 pub enum Place {
@@ -20,7 +23,7 @@ impl Place {
     /// Files and block devices are sources, everything else must be a mount.
     pub fn of(path: &Path) -> Result<Place> {
         // First of all, because a mount that hangs cannot be looked at.
-        if let Some(mount) = control::mount_at(path)? {
+        if let Some(mount) = control::mount_at(path).map_err(or_silence)? {
             return Ok(Place::Mount(mount));
         }
         let is_source = fs::metadata(path)
@@ -28,8 +31,25 @@ impl Place {
         if is_source {
             return Ok(Place::Source(source(path)?));
         }
-        Ok(Place::Mount(control::find_mount(path)?))
+        Ok(Place::Mount(mount_around(path)?))
     }
+}
+
+/// Asks the program that serves a mount. One that does not answer leaves nothing known.
+pub fn ask(mount: &Mount, request: &Request) -> Result<Value> {
+    control::call(&mount.point, request).map_err(or_silence)
+}
+
+fn or_silence(error: HostError) -> anyhow::Error {
+    match error.is_silence() {
+        true => CouldNotRun(error.sentence()).into(),
+        false => error.into(),
+    }
+}
+
+/// The mount at or around a path.
+pub fn mount_around(path: &Path) -> Result<Mount> {
+    control::find_mount(path).map_err(or_silence)
 }
 
 /// A source by its one name, without links: hosts and tools must mean the same.

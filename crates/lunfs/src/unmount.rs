@@ -1,6 +1,6 @@
 //! `lunfs unmount`: a clean end, or the removal of what a dead host left mounted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::out::say;
 /// Which mount, and how patiently.
 #[derive(Args)]
 pub struct Options {
-    /// Mount point
+    /// Mount point, or the source of the only mount of it here
     dir: PathBuf,
     /// Unmount even if programs use it or the daemon hangs; ends within the deadline and 20 s
     #[arg(long)]
@@ -28,7 +28,7 @@ pub struct Options {
 
 /// Unmounts; a mount whose daemon is dead is removed from the kernel.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let mount = control::find_mount(&options.dir)?;
+    let mount = wanted(&options.dir)?;
     if force::is_dead(&mount) {
         return remove(&mount);
     }
@@ -38,6 +38,28 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     control::call(&mount.point, &Request::Unmount { force: false, deadline_ms: 0 })?;
     say!("unmounted {}", mount.point.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Not the mount around a path: who names a file does not mean the whole volume.
+fn wanted(path: &Path) -> Result<Mount> {
+    if let Some(mount) = control::mount_at(path)? {
+        return Ok(mount);
+    }
+    let shown = path.display();
+    let mut mounts = control::mounts_from(path)?;
+    if mounts.len() > 1 {
+        let points: Vec<_> = mounts.iter().map(|one| one.point.display().to_string()).collect();
+        bail!("{shown} is mounted at {}; nothing was done. Name one of them", points.join(", "));
+    }
+    if let Some(mount) = mounts.pop() {
+        return Ok(mount);
+    }
+    let point = control::find_mount(path)?.point;
+    bail!(
+        "{shown} lies inside the mount at {point}; nothing was done. `lunfs unmount {point}` \
+         unmounts the volume",
+        point = point.display()
+    )
 }
 
 fn remove(mount: &Mount) -> Result<ExitCode> {

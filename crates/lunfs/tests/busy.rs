@@ -192,3 +192,26 @@ fn loop_devices_are_named_and_what_is_mounted_on_them_is_kept() {
     assert!(forced.status.success() && said.contains(&format!("taken from {node}")), "{said}");
     a.must_end();
 }
+
+#[test]
+fn a_path_inside_is_not_the_mount() {
+    let Some(place) = Place::new("path") else { return };
+    let a = place.mount("a");
+    fs::create_dir(a.point.join("dir")).expect("a directory");
+    let said = place.refused(&["unmount", "a/dir"]);
+    assert!(said.contains(&format!("inside the mount at {}", a.point.display())), "{said}");
+    assert!(said.contains("nothing was done"), "{said}");
+    let said = place.refused(&["unmount", "a/no"]);
+    assert!(said.starts_with("lunfs: cannot find a/no: No such file"), "{said}");
+    assert!(a.is_mounted());
+
+    // By its source, where it is the only one.
+    let b = place.mount("b");
+    let said = place.refused(&["unmount", "volume.img"]);
+    assert!(said.contains("is mounted at ") && said.contains("Name one"), "{said}");
+    let said = place.refused(&["locks", "volume.img"]);
+    assert!(said.contains("is mounted at ") && said.contains("name such a mount"), "{said}");
+    assert!(place.lunfs(&["unmount", "b"]).status.success());
+    assert!(place.lunfs(&["unmount", "volume.img"]).status.success());
+    assert!(!a.is_mounted() && !b.is_mounted());
+}

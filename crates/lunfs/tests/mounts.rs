@@ -102,6 +102,32 @@ fn a_daemon_that_hangs_is_ended_by_force() {
     assert!(place.lunfs(&["unmount", "b"]).status.success());
 }
 
+/// They waited for ever, or for two minutes.
+#[test]
+fn questions_to_a_daemon_that_hangs_have_an_end() {
+    let Some(place) = Place::new("silent") else { return };
+    let a = place.mount("a");
+    fs::create_dir(a.point.join("dir")).expect("a directory");
+    let daemon = daemon_of(&place, &a);
+    rustix::process::kill_process(daemon, Signal::STOP).expect("it is stopped");
+    std::thread::scope(|scope| {
+        for asked in [["info", "a"], ["hosts", "a"], ["locks", "a"], ["info", "a/dir"]] {
+            let place = &place;
+            scope.spawn(move || {
+                let output = place.lunfs(&asked);
+                let said = told(&output);
+                assert_eq!(output.status.code(), Some(2), "{asked:?}: {said}");
+                assert!(said.contains("has not answered for 10 s"), "{said}");
+                assert!(said.contains("unmount --force"), "{said}");
+            });
+        }
+        let looked = scope.spawn(|| place.lunfs(&["check", "a"]).status.code());
+        assert!(looked.join().expect("check ends").is_some());
+    });
+    rustix::process::kill_process(daemon, Signal::CONT).expect("it goes on");
+    assert!(place.lunfs(&["unmount", "a"]).status.success());
+}
+
 /// The lock of a directory is held by a host that died, and its slot cannot be read: nobody may
 /// take it over, and who wants the directory waits. Unmounting must end all the same; whether it
 /// is clean depends on whether the daemon gives the operation up before its time is over.

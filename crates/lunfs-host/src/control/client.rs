@@ -17,7 +17,9 @@ use crate::error::{HostError, Result};
 use crate::fuse::FILE_SYSTEM;
 use crate::mount_table::{Mount, mount_of, mounted_at, mounts};
 
-/// How long an answer may take, beyond a deadline the request names.
+/// How long the answer to a question may take. A look at a path may take as long.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long it may take to make things durable, beyond a deadline the request names.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a program that takes no callers may keep one waiting.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -36,18 +38,69 @@ pub fn call(path: &Path, request: &Request) -> Result<Value> {
 
 /// The lunfs mount at `path`, or the one that `path` lies on.
 pub fn find_mount(path: &Path) -> Result<Mount> {
-    if let Some(mount) = mount_at(path)? {
-        return Ok(mount);
-    }
-    let around = fs::canonicalize(path).ok().map(|name| mount_of(&name)).transpose()?.flatten();
-    around.filter(|mount| mount.kind == FILE_SYSTEM).ok_or_else(|| {
-        HostError::new(format!("{} is not on a mounted lunfs volume", path.display()))
+    within(path, |path| {
+        if let Some(mount) = mount_at_now(path)? {
+            return Ok(mount);
+        }
+        let (name, shown) = (canonical(path)?, path.display());
+        if let Some(mount) = mount_of(&name)?.filter(|mount| mount.kind == FILE_SYSTEM) {
+            return Ok(mount);
+        }
+        Err(HostError::new(match points_of(&name)? {
+            points if points.is_empty() => format!("{shown} is not on a mounted lunfs volume"),
+            points => {
+                format!("{shown} is mounted at {}; name such a mount point", points.join(", "))
+            }
+        }))
+    })
+}
+
+/// The lunfs mounts whose source is `path`.
+pub fn mounts_from(path: &Path) -> Result<Vec<Mount>> {
+    within(path, |path| from(&canonical(path)?))
+}
+
+fn from(source: &Path) -> Result<Vec<Mount>> {
+    let mut mounts = mounts()?;
+    mounts.retain(|mount| mount.kind == FILE_SYSTEM && Path::new(&mount.source) == source);
+    Ok(mounts)
+}
+
+fn points_of(source: &Path) -> Result<Vec<String>> {
+    Ok(from(source)?.iter().map(|mount| mount.point.display().to_string()).collect())
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    let cannot_find = |e| HostError::io(format!("cannot find {}", path.display()), e);
+    fs::canonicalize(path).map_err(cannot_find)
+}
+
+/// Looks at a path that may lie on a mount whose server hangs: then the look never ends, and its
+/// thread ends with the program.
+fn within<T: Send + 'static>(
+    path: &Path,
+    look: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (say, said) = std::sync::mpsc::channel();
+    let owned = path.to_owned();
+    std::thread::spawn(move || say.send(look(&owned)));
+    said.recv_timeout(ANSWER_MAX).unwrap_or_else(|_| {
+        Err(HostError::silence(format!(
+            "what serves {} has not answered for {} s; if it is a lunfs mount, its log says what \
+             it waits for, and `lunfs unmount --force` of its mount point ends it",
+            path.display(),
+            ANSWER_MAX.as_secs()
+        )))
     })
 }
 
 /// The lunfs mount at exactly `path`. It is found in the mount table alone: nothing there can be
 /// looked at when the server is dead, and a look never ends when the server hangs.
 pub fn mount_at(path: &Path) -> Result<Option<Mount>> {
+    within(path, mount_at_now)
+}
+
+fn mount_at_now(path: &Path) -> Result<Option<Mount>> {
     let mut name = std::path::absolute(path)
         .map_err(|e| HostError::io(format!("cannot tell where {} is", path.display()), e))?;
     for _ in 0..LINKS_MAX {
@@ -128,7 +181,7 @@ impl Connection {
                 .map_err(|e| HostError::new(format!("{}: {e}", self.nothing_from()))),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let (point, seconds) = (self.point.display(), patience.as_secs_f32());
-                Err(HostError::new(format!(
+                Err(HostError::silence(format!(
                     "the program that serves {point} has not answered for {seconds} s; its log \
                      says what it waits for, and `lunfs unmount --force {point}` ends it"
                 )))
@@ -156,10 +209,12 @@ fn unreachable_server(mount: &Mount, error: io::Error) -> HostError {
         io::ErrorKind::PermissionDenied => {
             format!("only root may ask the program that serves {point}; run this as root (sudo)")
         }
-        io::ErrorKind::WouldBlock => format!(
-            "the program that serves {point} takes no callers; `lunfs unmount --force {point}` \
-             ends it"
-        ),
+        io::ErrorKind::WouldBlock => {
+            return HostError::silence(format!(
+                "the program that serves {point} takes no callers; `lunfs unmount --force \
+                 {point}` ends it"
+            ));
+        }
         _ => format!(
             "cannot reach the program that serves {point}; if it is dead, `lunfs unmount {point}` \
              removes the mount, otherwise `lunfs unmount --force {point}` does"
@@ -171,6 +226,7 @@ fn unreachable_server(mount: &Mount, error: io::Error) -> HostError {
 fn patience(request: &Request) -> Duration {
     match request {
         Request::Unmount { deadline_ms, .. } => PATIENCE + Duration::from_millis(*deadline_ms),
-        _ => PATIENCE,
+        Request::Sync => PATIENCE,
+        Request::Info | Request::Hosts | Request::Locks { .. } | Request::Counters => ANSWER_MAX,
     }
 }

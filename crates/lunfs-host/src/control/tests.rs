@@ -33,10 +33,11 @@ fn a_response_says_ok_or_error() {
 
 #[test]
 fn what_is_not_mounted_is_not_found() {
-    for path in ["/", "/proc/self", "no/such/path", "."] {
-        let refused = find_mount(std::path::Path::new(path)).unwrap_err().to_string();
-        assert!(refused.contains("not on a mounted lunfs volume"), "{refused}");
+    let refused = |path| find_mount(std::path::Path::new(path)).unwrap_err().sentence();
+    for path in ["/", "/proc/self", "."] {
+        assert!(refused(path).contains("not on a mounted lunfs volume"), "{}", refused(path));
     }
+    assert!(refused("no/such/path").starts_with("cannot find no/such/path: No such file"));
     assert_eq!(socket_path((0, 41)), PathBuf::from("/run/lunfs/0-41.sock"));
 }
 
