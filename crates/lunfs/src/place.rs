@@ -23,7 +23,8 @@ impl Place {
     /// Files and block devices are sources, everything else must be a mount.
     pub fn of(path: &Path) -> Result<Place> {
         // First of all, because a mount that hangs cannot be looked at.
-        if let Some(mount) = control::mount_at(path).map_err(or_silence)? {
+        let mount = control::mount_at(path).map_err(or_silence)?;
+        if let Some(mount) = mount.map_or_else(|| control::lies_in(path), |it| Ok(Some(it)))? {
             return Ok(Place::Mount(mount));
         }
         let is_source = fs::metadata(path)

@@ -201,8 +201,8 @@ fn a_path_inside_is_not_the_mount() {
     let said = place.refused(&["unmount", "a/dir"]);
     assert!(said.contains(&format!("inside the mount at {}", a.point.display())), "{said}");
     assert!(said.contains("nothing was done"), "{said}");
-    let said = place.refused(&["unmount", "a/no"]);
-    assert!(said.starts_with("lunfs: cannot find a/no: No such file"), "{said}");
+    let said = place.refused(&["unmount", "no"]);
+    assert!(said.starts_with("lunfs: cannot find no: No such file"), "{said}");
     assert!(a.is_mounted());
 
     // By its source, where it is the only one.

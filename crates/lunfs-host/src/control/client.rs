@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -39,7 +39,8 @@ pub fn call(path: &Path, request: &Request) -> Result<Value> {
 /// The lunfs mount at `path`, or the one that `path` lies on.
 pub fn find_mount(path: &Path) -> Result<Mount> {
     within(path, |path| {
-        if let Some(mount) = mount_at_now(path)? {
+        let mount = mount_at_now(path)?.map_or_else(|| lies_in(path), |mount| Ok(Some(mount)))?;
+        if let Some(mount) = mount {
             return Ok(mount);
         }
         let (name, shown) = (canonical(path)?, path.display());
@@ -53,6 +54,17 @@ pub fn find_mount(path: &Path) -> Result<Mount> {
             }
         }))
     })
+}
+
+/// The lunfs mount that `path` lies on by its name alone. No server is asked: who waits for one
+/// that hangs may not even be killed.
+pub fn lies_in(path: &Path) -> Result<Option<Mount>> {
+    let name = std::path::absolute(path)
+        .map_err(|e| HostError::io(format!("cannot tell where {} is", path.display()), e))?;
+    if name.components().any(|part| part == Component::ParentDir) {
+        return Ok(None);
+    }
+    Ok(mount_of(&name)?.filter(|mount| mount.kind == FILE_SYSTEM))
 }
 
 /// The lunfs mounts whose source is `path`.
@@ -104,6 +116,9 @@ fn mount_at_now(path: &Path) -> Result<Option<Mount>> {
     let mut name = std::path::absolute(path)
         .map_err(|e| HostError::io(format!("cannot tell where {} is", path.display()), e))?;
     for _ in 0..LINKS_MAX {
+        if let Some(around) = lies_in(&name)? {
+            return Ok((around.point == name).then_some(around));
+        }
         let names = [Some(name.clone()), beside_its_parent(&name)];
         for name in names.iter().flatten() {
             if let Some(mount) = mounted_at(name)?.filter(|mount| mount.kind == FILE_SYSTEM) {

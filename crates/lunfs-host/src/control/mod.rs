@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Connection;
-pub use client::{call, find_mount, lunfs_mounts_around, mount_at, mounts_from};
+pub use client::{call, find_mount, lies_in, lunfs_mounts_around, mount_at, mounts_from};
 pub use server::{About, Control, Unmount};
 
 /// Where the sockets are; only root may enter.
