@@ -8,7 +8,7 @@
 //! | `clock`, `rng` | time and chance |
 //! | `fuse` | the POSIX face of a volume |
 //! | `control` | the socket for command-line tools |
-//! | `session` | the life of one mount, from joining to the end of the process |
+//! | `session`, `signals` | the life of one mount, from joining to the end of the process |
 //! | `force` | taking a mount away from a daemon that may not answer |
 //! | `parent` | the small program that outlives the daemon and writes its last word |
 //! | `format_guard` | what would be lost, and who uses a source |
@@ -44,6 +44,7 @@ mod rng;
 #[cfg(test)]
 mod scratch;
 mod session;
+mod signals;
 mod users;
 
 pub use busy::mounted_below;
@@ -54,3 +55,4 @@ pub use identity::identity;
 pub use mount_table::Mount;
 pub use rng::{HostRng, random_bytes};
 pub use session::{Ending, serve_mount};
+pub use signals::Signals;

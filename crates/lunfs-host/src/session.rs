@@ -1,7 +1,7 @@
 //! The life of one mount: from the first pulse after joining to the end of the process.
 //!
 //! ```text
-//!                 ready                    umount(8), SIGTERM, control: unmount
+//!                 ready                    umount(8), signal, control: unmount
 //!  joined --> serving files  ------------------------------> kernel's mount gone
 //!     \            |                                                |
 //!      \           | fenced, or stopped itself                      | volume.unmount()
@@ -21,14 +21,14 @@ use lunfs_core::{StopReason, Volume};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{self, JoinHandle};
 
 use crate::busy::{Busy, Verdict, Wish};
 use crate::control::{About, Control, Response, Unmount};
-use crate::error::{HostError, Result};
+use crate::error::Result;
 use crate::fuse::{FuseMount, FuseOptions};
 use crate::mount_table::{Mount, mounted_at};
+use crate::signals::Signals;
 
 /// How long users may keep a mount busy after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
@@ -91,20 +91,17 @@ struct Session {
     volume: Rc<Volume>,
     kernel: FuseMount,
     wanted: tokio::sync::mpsc::UnboundedReceiver<Unmount>,
-    terminate: Signal,
-    interrupt: Signal,
+    signals: Signals,
     _control: Control,
 }
 
 fn start(volume: &Rc<Volume>, fuse: &FuseOptions, about: About) -> Result<Session> {
-    let listen = |kind| signal(kind).map_err(|e| HostError::io("cannot listen to signals", e));
-    let (terminate, interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let signals = Signals::listen()?;
     let kernel = FuseMount::start(volume, fuse)?;
     match Control::start(volume, about, kernel.mount()) {
         Ok((control, wanted)) => {
             let volume = Rc::clone(volume);
-            Ok(Session { volume, kernel, wanted, terminate, interrupt, _control: control })
+            Ok(Session { volume, kernel, wanted, signals, _control: control })
         }
         Err(e) => {
             let _ = rustix::mount::unmount(&kernel.mount().point, UnmountFlags::DETACH);
@@ -167,8 +164,7 @@ impl Session {
                 }
                 Event::KernelUnmounted
             }
-            _ = self.terminate.recv() => Event::Signal,
-            _ = self.interrupt.recv() => Event::Signal,
+            () = self.signals.recv() => Event::Signal,
             Some(wish) = self.wanted.recv() => Event::Wanted(wish),
         }
     }
@@ -224,8 +220,7 @@ impl Session {
             tokio::select! {
                 biased;
                 left = &mut leaving => break left,
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
+                () = self.signals.recv() => {}
             }
             // A terminal signals the whole group, and the parent passes it on: that is one wish.
             if began.elapsed() > SAME_WISH {

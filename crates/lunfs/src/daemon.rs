@@ -39,6 +39,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     logging::start(&options.log, !options.detached)?;
     end_at_a_panic();
+    watch_parent();
     let ending = runtime::block_on(serve(options));
     match ending {
         Ok(Ending::Unmounted) => Ok(ExitCode::SUCCESS),
@@ -67,6 +68,21 @@ fn end_at_a_panic() {
         tracing::error!(event = "panic", %info, "a defect of lunfs: this mount is dead");
         std::process::abort();
     }));
+}
+
+/// Tells when the parent is gone: stdin is a pipe that only it holds. The mount goes on without
+/// it, but nobody will speak the last word of this host.
+fn watch_parent() {
+    std::thread::spawn(|| {
+        // Nothing is ever written to it.
+        let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        tracing::warn!(
+            event = "parent_gone",
+            ?ended,
+            "the parent has died; this mount goes on, but if its daemon dies, too, others wait \
+             until they are sure of it"
+        );
+    });
 }
 
 async fn serve(options: &Options) -> Result<Ending> {

@@ -20,10 +20,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use lunfs_host::format_guard;
 use lunfs_host::parent::{self, Ended};
+use lunfs_host::{Signals, format_guard};
 use rustix::process::{Pid, Signal};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::out::say;
 use crate::{logging, place, runtime};
@@ -128,6 +127,8 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
     logging::start(&log, options.foreground)?;
     let mut daemon = start_daemon(options, &source, &host, &log)?;
     pass_signals_to(&daemon)?;
+    // It closes when we die, whatever we die of: then the daemon knows (daemon.rs).
+    let _alive = daemon.stdin.take();
 
     let mut said = BufReader::new(daemon.stdout.take().context("stdout is piped")?);
     let (mut slot, mut ready) = (String::new(), String::new());
@@ -157,7 +158,7 @@ fn start_daemon(options: &Options, source: &Path, host: &str, log: &Path) -> Res
     if options.detached {
         daemon.arg("--detached");
     }
-    daemon.stdin(Stdio::null()).stdout(Stdio::piped());
+    daemon.stdin(Stdio::piped()).stdout(Stdio::piped());
     daemon.spawn().context("cannot start the daemon")
 }
 
@@ -167,14 +168,10 @@ fn pass_signals_to(daemon: &Child) -> Result<()> {
     let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         runtime::block_on(async move {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut signals = Signals::listen()?;
             ready.send(())?;
             loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
+                signals.recv().await;
                 // It may have ended; then there is nothing to unmount.
                 let _ = rustix::process::kill_process(daemon, Signal::TERM);
             }

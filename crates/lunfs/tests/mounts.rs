@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use stage::{Place, daemon_of, is_mounted, slot_of, told, wait_until, waits_for_a_server};
 
 /// It hid /etc once.
@@ -125,6 +125,40 @@ fn questions_to_a_daemon_that_hangs_have_an_end() {
         assert!(looked.join().expect("check ends").is_some());
     });
     rustix::process::kill_process(daemon, Signal::CONT).expect("it goes on");
+    assert!(place.lunfs(&["unmount", "a"]).status.success());
+}
+
+/// The end of an ssh session killed the parent, and left a daemon that nobody watched.
+#[test]
+fn a_terminal_that_closes_unmounts_cleanly() {
+    let Some(place) = Place::new("hangup") else { return };
+    for who in ["parent", "daemon", "both"] {
+        let mut a = place.mount("a");
+        fs::write(a.point.join(who), "kept").expect("a file");
+        let daemon = daemon_of(&place, &a);
+        match who {
+            "parent" => rustix::process::kill_process(Pid::from_child(&a.leader), Signal::HUP),
+            "daemon" => rustix::process::kill_process(daemon, Signal::HUP),
+            _ => rustix::process::kill_process_group(Pid::from_child(&a.leader), Signal::HUP),
+        }
+        .expect("it is sent");
+        a.must_end();
+        let status = a.leader.wait().expect("it ended");
+        assert!(status.success() && !a.is_mounted(), "{who}: {status}");
+    }
+    assert!(place.lunfs(&["check", "--offline", "volume.img"]).status.success());
+}
+
+#[test]
+fn a_daemon_without_its_parent_says_so_and_serves_on() {
+    let Some(place) = Place::new("orphan") else { return };
+    let mut a = place.mount("a");
+    let log = || fs::read_to_string(place.0.join("a.log")).expect("the log");
+    assert!(!log().contains("parent_gone"));
+    a.leader.kill().expect("it is killed");
+    a.leader.wait().expect("it is dead");
+    wait_until("the daemon sees it", || log().contains("parent_gone"));
+    fs::write(a.point.join("alive"), "yes").expect("it serves on");
     assert!(place.lunfs(&["unmount", "a"]).status.success());
 }
 
