@@ -38,14 +38,38 @@ pub struct Options {
 
 /// Exit code 0: clean. 1: something is wrong. 2: could not run.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let (mended, report) = mended_and_checked(options)
-        .map_err(|e| CouldNotRun(format!("{e:#}; nothing is known about the volume")))?;
+    let (mended, report) = match mended_and_checked(options) {
+        Ok(done) => done,
+        Err(error) => return could_not_run(options, &error),
+    };
     if options.json {
         say!("{}", as_json(&mended, &report));
     } else {
         print(&mended, &report);
+        tell_hopeless(options, &mended, &report);
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A script that reads JSON gets JSON.
+fn could_not_run(options: &Options, error: &anyhow::Error) -> Result<ExitCode> {
+    let why = format!("{error:#}; nothing is known about the volume");
+    if options.json {
+        say!("{}", json!({ "error": why }));
+    }
+    Err(CouldNotRun(why).into())
+}
+
+/// What `--repair` leaves is not mended by doing it again.
+fn tell_hopeless(options: &Options, mended: &[Repair], report: &Report) {
+    if !options.repair || report.is_clean() || !report.repairs.is_empty() {
+        return;
+    }
+    let what = if mended.is_empty() { "nothing of this" } else { "no more of this" };
+    say!(
+        "`--repair` can mend {what}: it would have to guess. Keep an image of the volume, mount \
+         it, copy what can be read to another one, and restore the rest from a backup"
+    );
 }
 
 fn mended_and_checked(options: &Options) -> Result<(Vec<Repair>, Report)> {

@@ -1,6 +1,7 @@
 //! `lunfs daemon`: serves a mount. Its parent (mount.rs) starts it and reads two lines from it:
 //! which slot is ours, and that files can be used.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use lunfs_host::disk::{Access, UringDisk};
 use lunfs_host::fuse::FuseOptions;
 use lunfs_host::parent::{Announcement, announce};
 use lunfs_host::{Ending, identity, serve_mount};
+use rustix::io::Errno;
 
 use crate::{logging, mount, runtime};
 
@@ -48,7 +50,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
         Ok(Ending::Stopped(why)) => {
-            tracing::error!(event = "stopped", why, "this mount is dead; other hosts take over");
+            let advice = if is_storage_full(&why) { STORAGE_FULL } else { "other hosts take over" };
+            tracing::error!(event = "stopped", why, "this mount is dead; {advice}");
             // At once: nothing may be written any more, not even by what destructors do.
             std::process::exit(1);
         }
@@ -87,7 +90,7 @@ fn watch_parent() {
 
 async fn serve(options: &Options) -> Result<Ending> {
     let identity = identity(true)?;
-    let disk = UringDisk::open(&options.source, Access::ReadWrite)?;
+    let disk = open(options)?;
     let env = runtime::env(disk, &identity);
     let fence = env.fence.method();
     let how = MountOptions {
@@ -95,7 +98,7 @@ async fn serve(options: &Options) -> Result<Ending> {
         read_only: options.read_only,
         identity: identity.clone(),
     };
-    let volume = Volume::mount(env, how).await?;
+    let volume = Volume::mount(env, how).await.map_err(with_advice)?;
     announce(std::io::stdout(), &announcement(&volume, identity.run))?;
     let source = options.source.display().to_string();
     let fuse = FuseOptions {
@@ -107,6 +110,38 @@ async fn serve(options: &Options) -> Result<Ending> {
     let about = About { name: options.host.clone(), source, fence, read_only: options.read_only };
     let ready = |mount: &lunfs_host::Mount| tell_ready(options, &mount.point);
     Ok(serve_mount(volume, &fuse, about, ready).await?)
+}
+
+fn open(options: &Options) -> Result<UringDisk> {
+    UringDisk::open(&options.source, Access::ReadWrite).map_err(|error| {
+        let is_refused = matches!(
+            error.kind(),
+            Some(ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)
+        );
+        let error = anyhow::Error::from(error);
+        if is_refused {
+            return error.context(
+                "the storage must be writable, with --read-only too: a host writes its pulse, its \
+                 locks and its journal; nothing was done. `lunfs check` and `lunfs inspect` only \
+                 read",
+            );
+        }
+        error
+    })
+}
+
+/// The storage says that it is full, which an image on a full file system does.
+fn is_storage_full(why: &str) -> bool {
+    why.contains(&Errno::NOSPC.to_string())
+}
+
+const STORAGE_FULL: &str = "the storage below the volume is full: nothing that was synced is lost. \
+                            Make room there, then mount again";
+
+fn with_advice(error: lunfs_core::Error) -> anyhow::Error {
+    let is_full = is_storage_full(&error.to_string());
+    let error = anyhow::Error::from(error);
+    if is_full { error.context(STORAGE_FULL) } else { error }
 }
 
 fn announcement(volume: &Rc<Volume>, run: [u8; 16]) -> Announcement {

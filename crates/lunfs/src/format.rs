@@ -14,9 +14,9 @@ use lunfs_host::{format_guard, identity};
 use rustix::fs::FallocateFlags;
 
 use crate::out::say;
-use crate::place;
 use crate::runtime::{self, env};
 use crate::size::Size;
+use crate::{name, place};
 
 /// What to make, and where.
 #[derive(Args)]
@@ -24,7 +24,7 @@ pub struct Options {
     /// Image file or block device
     source: PathBuf,
     /// Name of the volume
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", value_parser = name::label)]
     label: String,
     /// Create a sparse image of this size, as in 10G; K, M, G, T and P are powers of 1024
     #[arg(long)]
@@ -60,7 +60,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     } else {
         bail!("{shown} does not exist; give --size to create an image");
     };
-    tell(&place::source(&options.source)?, &superblock);
+    let source = place::source(&options.source)?;
+    tell(&source, &superblock);
+    warn_of_little_room(&source);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -166,6 +168,27 @@ fn clear_image(source: &Path) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot clear {}", source.display())),
     }
+}
+
+/// The image is sparse: what is written to the volume must fit on the file system below.
+fn warn_of_little_room(source: &Path) {
+    let Ok(about) = fs::metadata(source) else { return };
+    let Some(room) = room_below(source).filter(|_| about.is_file()) else { return };
+    let size = about.len();
+    if size > room {
+        eprintln!(
+            "lunfs: warning: the image is sparse; it may grow to {}, and the file system below \
+             has room for {}. When that is full, hosts stop, and what was not synced is lost: keep \
+             an eye on it",
+            Size(size),
+            Size(room)
+        );
+    }
+}
+
+fn room_below(source: &Path) -> Option<u64> {
+    let about = rustix::fs::statvfs(source).ok()?;
+    about.f_bavail.checked_mul(about.f_frsize)
 }
 
 fn tell(source: &Path, superblock: &Superblock) {

@@ -17,6 +17,7 @@ mod inspect;
 mod locks;
 mod logging;
 mod mount;
+mod name;
 mod out;
 mod place;
 mod reader;

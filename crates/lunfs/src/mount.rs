@@ -25,7 +25,7 @@ use lunfs_host::{Signals, format_guard};
 use rustix::process::{Pid, Signal};
 
 use crate::out::say;
-use crate::{logging, place, runtime};
+use crate::{logging, name, place, runtime};
 
 /// What the daemon says once files can be used.
 pub const READY: &str = "ready";
@@ -37,13 +37,14 @@ pub struct Options {
     source: PathBuf,
     /// Empty directory (see --nonempty), outside of other mounts of this volume
     dir: PathBuf,
-    /// Name of this host on the volume [default: the machine's]
-    #[arg(long)]
+    /// Name of this host on the volume, one line [default: the machine's]
+    #[arg(long, value_parser = name::host)]
     host: Option<String>,
     /// Stay here; parent and daemon are one process group
     #[arg(long)]
     foreground: bool,
-    /// Refuse what would change files
+    /// Refuse what would change files. The storage must be writable all the same: a host writes its
+    /// pulse, its locks and its journal
     #[arg(long)]
     read_only: bool,
     /// Mount also where the directory holds something, which is hidden until the unmount
@@ -124,6 +125,7 @@ fn be_parent(options: &Options) -> Result<ExitCode> {
         Some(log) => std::path::absolute(log).context("cannot tell where the log is")?,
         None => logging::default_path(&host)?,
     };
+    point::must_not_hide(&options.dir, &log)?;
     logging::start(&log, options.foreground)?;
     let mut daemon = start_daemon(options, &source, &host, &log)?;
     pass_signals_to(&daemon)?;
@@ -211,7 +213,8 @@ fn machine_name() -> Result<String> {
     let path = "/proc/sys/kernel/hostname";
     let name = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read {path}; give a name with --host"))?;
-    Ok(name.trim().to_owned())
+    let name = name.trim();
+    name::host(name).with_context(|| format!("give a name with --host: this machine's, {name:?}"))
 }
 
 impl Options {

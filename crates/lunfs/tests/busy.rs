@@ -5,10 +5,10 @@ mod stage;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use stage::{Host, Place, told, wait_until};
+use stage::{Host, Mounted, Place, told, wait_until};
 
 /// A program with a file open and a mount namespace of its own, as containers and qemu have.
 struct Elsewhere {
@@ -59,23 +59,6 @@ impl Drop for Elsewhere {
     fn drop(&mut self) {
         let _ = self.program.kill();
         self.end();
-    }
-}
-
-/// Something that was mounted by a test; gone with it.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn at(point: PathBuf, arguments: &[&str]) -> Mounted {
-        let made = Command::new("mount").args(arguments).arg(&point).status();
-        assert!(made.expect("mount starts").success(), "{arguments:?}");
-        Mounted(point)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
     }
 }
 

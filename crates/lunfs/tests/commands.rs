@@ -135,6 +135,11 @@ fn check_ends_with_two_where_it_cannot_run() {
     fs::write(place.0.join("zeroes.img"), vec![0; 8 << 20]).expect("a file");
     let (code, said) = place.bad(&["check", "zeroes.img"]);
     assert_eq!(code, 2, "{said}");
+    // Who reads JSON reads it also then.
+    let output = place.lunfs(&["check", "--json", "zeroes.img"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.starts_with("{\"error\":\"") && said.contains("nothing is known"), "{said}");
 }
 
 #[test]
@@ -154,6 +159,25 @@ fn check_ends_with_one_where_it_finds_something() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("error: block"), "{said}");
     assert!(said.contains("nothing was changed"), "{said}");
+
+    // Somebody tried that again and again.
+    let output = place.lunfs(&["check", "--repair", "volume.img"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("`--repair` can mend nothing of this"), "{said}");
+    assert!(said.contains("from a backup"), "{said}");
+}
+
+#[test]
+fn a_name_that_would_break_a_line_is_refused() {
+    let place = Place::new("names");
+    let (code, said) = place.bad(&["format", "--size", "64M", "--label", "a\nb", "volume.img"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("a line break or another control character"), "{said}");
+    assert!(!place.0.join("volume.img").exists());
+    let (code, said) = place.bad(&["mount", "--host", "a\u{1b}b", "volume.img", "."]);
+    assert_eq!(code, 2);
+    assert!(said.contains("control character"), "{said}");
 }
 
 #[test]

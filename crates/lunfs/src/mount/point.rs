@@ -4,8 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lunfs_host::{Mount, control};
-use rustix::io::Errno;
+use lunfs_host::{Mount, control, force};
 
 use crate::reader::Reader;
 
@@ -17,9 +16,6 @@ pub fn must_be_free(dir: &Path, source: &Path, may_hide: bool) -> Result<()> {
     let point = directory(dir)?;
     let shown = dir.display();
     let around = control::lunfs_mounts_around(&point)?;
-    if let Some(mount) = around.iter().find(|mount| mount.point == point) {
-        bail!("{} is mounted at {shown} already", mount.source);
-    }
     if let Some(mount) = around.iter().find(|mount| is_same_volume(source, mount)) {
         bail!(
             "cannot mount at {shown}: it lies in a mount of this same volume, at {}; nothing was \
@@ -43,16 +39,34 @@ pub fn must_be_free(dir: &Path, source: &Path, may_hide: bool) -> Result<()> {
     if may_hide { Ok(()) } else { must_be_empty(&point, dir) }
 }
 
+/// Refuses a log below the mount point: the daemon would wait for itself, or write where nobody
+/// sees it.
+pub fn must_not_hide(dir: &Path, log: &Path) -> Result<()> {
+    let point = directory(dir)?;
+    let beside = log.parent().and_then(|dir| std::fs::canonicalize(dir).ok());
+    if beside.is_some_and(|beside| beside.starts_with(&point)) {
+        let (log, dir) = (log.display(), dir.display());
+        bail!(
+            "cannot log to {log}: it lies below the mount point {dir} and would be hidden; nothing \
+             was done. Give another place with --log"
+        );
+    }
+    Ok(())
+}
+
 /// The directory by its one name.
 fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
-    let point = match std::fs::canonicalize(dir) {
-        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => bail!(
-            "a mount whose host is dead is at {shown}; remove it with `lunfs unmount {shown}`"
-        ),
-        point => point.with_context(|| format!("cannot mount at {shown}"))?,
-    };
-    if !point.is_dir() {
+    // Before any look at it: one that is served by nobody, or by somebody who hangs, says nothing.
+    if let Some(mount) = control::mount_at(dir)? {
+        if force::is_dead(&mount) {
+            bail!("a dead mount is at {shown}; run `lunfs unmount {shown}`, then mount again");
+        }
+        bail!("{} is mounted at {shown} already", mount.source);
+    }
+    let point = std::fs::canonicalize(dir).with_context(|| format!("cannot mount at {shown}"))?;
+    let about = std::fs::metadata(&point).with_context(|| format!("cannot mount at {shown}"))?;
+    if !about.is_dir() {
         bail!("cannot mount at {shown}: it is not a directory");
     }
     Ok(point)

@@ -128,6 +128,23 @@ impl Drop for Host {
     }
 }
 
+/// Something that was mounted by a test; gone with it.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    pub fn at(point: PathBuf, arguments: &[&str]) -> Mounted {
+        let made = Command::new("mount").args(arguments).arg(&point).status();
+        assert!(made.expect("mount starts").success(), "{arguments:?}");
+        Mounted(point)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 pub fn is_mounted(point: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
     let point = format!(" {} ", point.display());
