@@ -200,7 +200,33 @@ fn extended_attributes_keep_their_sizes() {
     let len = rustix::fs::listxattr(&name, &mut list).unwrap();
     assert_eq!(&list[..len], b"user.one\0user.two\0");
     rustix::fs::removexattr(&name, "user.one").unwrap();
-    assert_eq!(set("system.posix_acl_access", b"1234"), Err(rustix::io::Errno::OPNOTSUPP));
+    for unknown in ["system.posix_acl_access", "system.mine", "mine", "private.mine", "User.x"] {
+        assert_eq!(set(unknown, b"1234"), Err(rustix::io::Errno::OPNOTSUPP), "{unknown}");
+    }
+    set("trusted.mine", b"1").unwrap();
+    set("security.mine", b"1").unwrap();
+    host.unmount();
+}
+
+/// As docs/semantics.md lists it.
+#[test]
+fn what_is_not_supported_says_so() {
+    let Some(place) = Place::new() else { return };
+    let host = place.mount("a");
+    let file = File::create(host.path("file")).unwrap();
+    file.write_all_at(&[1; 8192], 0).unwrap();
+    let unsupported = Err(rustix::io::Errno::OPNOTSUPP);
+    for flags in [
+        rustix::fs::FallocateFlags::COLLAPSE_RANGE,
+        rustix::fs::FallocateFlags::INSERT_RANGE,
+        rustix::fs::FallocateFlags::UNSHARE_RANGE,
+    ] {
+        assert_eq!(rustix::fs::fallocate(&file, flags, 0, 4096), unsupported, "{flags:?}");
+    }
+    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+    let nameless = rustix::fs::open(&host.point, flags, rustix::fs::Mode::RUSR);
+    assert_eq!(nameless.map(drop), unsupported);
+    drop(file);
     host.unmount();
 }
 

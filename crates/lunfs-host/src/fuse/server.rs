@@ -180,8 +180,7 @@ impl Server {
         value: Vec<u8>,
         mode: Answer<XattrMode>,
     ) -> Answer<()> {
-        if is_posix_acl(&name) {
-            // Kept but not obeyed would be worse than refused: `cp -a` must notice.
+        if !is_kept(&name) {
             return Err(Errno::EOPNOTSUPP);
         }
         self.volume.set_xattr(self.file(node)?, &name, &value, mode?).await.or_errno()
@@ -311,6 +310,12 @@ impl Server {
 
 fn is_posix_acl(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_")
+}
+
+/// Whether attributes of this namespace are kept. What no file system knows is refused; so are
+/// ACLs: kept but not obeyed would be worse, `cp -a` must notice.
+fn is_kept(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security."].iter().any(|known| name.starts_with(known))
 }
 
 /// The size protocol of xattrs: zero asks for the size.
