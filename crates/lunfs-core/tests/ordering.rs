@@ -37,6 +37,7 @@ fn a_replay_is_durable_before_its_slot_is_free() {
         left_after(&c, async {
             let data = c.read(id, 0, 1 << 20).await.expect("it was synced");
             assert_eq!(data, pattern(10_000, 1));
+            taken_over(&env, &c, 1).await;
         })
         .await;
         check_clean(&env).await;
