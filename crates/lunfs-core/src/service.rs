@@ -233,6 +233,8 @@ impl Volume {
                 self.good_pulse(until);
             }
             Found::Unchanged => {}
+            // What is there may be our own: who leaves judges it, with the slot freed or not.
+            _ if self.phase.get() >= Phase::Leaving => {}
             Found::Foreign(why) => self.io.stop(why),
             Found::BackInTime => self.io.stop(
                 "the device shows an older pulse of this host than one it had confirmed: it went \

@@ -279,6 +279,33 @@ fn a_host_that_leaves_in_doubt_may_be_followed_at_once() {
     });
 }
 
+/// A pulse was under way when its host left. Answered with a doubt, it looked, found the slot free
+/// before the host knew that it had freed it, and called that a foreign hand.
+#[test]
+fn a_pulse_that_is_overtaken_by_its_hosts_leaving_stops_nobody() {
+    let World { env, time, disk } = world();
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        let (slot, of) = (a.slot(), a.superblock().volume);
+        let at = a.superblock().geometry().slot_offset(slot);
+        let leave = async {
+            let [pulse, free] = [100, 300].map(Duration::from_millis);
+            disk.when(move |asked| {
+                let is_free = frees_slot(asked, of, slot);
+                let after = if is_free { free } else { pulse };
+                let is_it = asked.ask == Ask::Swap && asked.at == at;
+                is_it.then_some(Fault::Doubt { lands: is_free, after })
+            });
+            while disk.doubts.get() == 0 {
+                sleep(&env, 1).await;
+            }
+            a.unmount().await.expect("a clean end");
+        };
+        assert_eq!(join(a.serve(), leave).await.0, StopReason::Unmounted);
+    });
+}
+
 /// The device stalled for longer than the lease at the very last write of an unmount. Pulses had
 /// ended by then, so the lease never opened again, and unmount waited for ever.
 #[test]
