@@ -198,3 +198,35 @@ fn a_path_inside_is_not_the_mount() {
     assert!(place.lunfs(&["unmount", "volume.img"]).status.success());
     assert!(!a.is_mounted() && !b.is_mounted());
 }
+
+/// A namespace that is kept by its file has no process, and is seen by nobody.
+#[test]
+fn the_daemon_stays_for_a_copy_that_nobody_saw() {
+    let Some(place) = Place::new("unseen") else { return };
+    let mut a = place.mount("a");
+    let kept = place.0.join("namespace");
+    File::create(&kept).expect("a file for it");
+    let made = Command::new("unshare").arg(format!("--mount={}", text(&kept))).arg("true").status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no namespace can be kept where mounts are shared");
+        return;
+    }
+    let kept = Mounted(kept);
+    let said = place.refused(&["unmount", "a"]);
+    assert!(said.contains("is gone, but the file system is in use elsewhere"), "{said}");
+    assert!(!a.is_mounted());
+    let inside = |script: &str| {
+        let entered = format!("--mount={}", text(&kept.0));
+        let file = a.point.join("file");
+        let status = Command::new("nsenter")
+            .args([&entered, "sh", "-c", script, "writer"])
+            .arg(file)
+            .status();
+        status.is_ok_and(|status| status.success())
+    };
+    assert!(inside("echo alive > $1"), "the copy works on");
+    drop(kept);
+    a.must_end();
+    let b = place.mount("b");
+    assert_eq!(fs::read_to_string(b.point.join("file")).expect("it stayed"), "alive\n");
+}
