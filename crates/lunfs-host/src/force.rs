@@ -87,6 +87,15 @@ pub fn is_dead(mount: &Mount) -> bool {
     looked == Ok(Some(Errno::NOTCONN))
 }
 
+/// Whether somebody listens for the mount, be it one that hangs. Nothing on the mount is asked: who
+/// waits there may not even be killed.
+pub fn has_listener(mount: &Mount) -> bool {
+    match Connection::open(mount) {
+        Ok(_) => true,
+        Err(e) => e.is_silence(),
+    }
+}
+
 /// The socket is there and nobody listens: its program is dead, or about to be.
 fn is_refused(error: &HostError) -> bool {
     error.kind() == Some(ErrorKind::ConnectionRefused)

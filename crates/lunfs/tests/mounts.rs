@@ -121,6 +121,8 @@ fn questions_to_a_daemon_that_hangs_have_an_end() {
                 assert!(said.contains("unmount --force"), "{said}");
             });
         }
+        let again = scope.spawn(|| place.refused(&["mount", "volume.img", "a"]));
+        assert!(again.join().expect("it ends").contains("is mounted at a already"));
         let looked = scope.spawn(|| place.lunfs(&["check", "a"]).status.code());
         assert!(looked.join().expect("check ends").is_some());
     });

@@ -59,7 +59,7 @@ fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
     // Before any look at it: one that is served by nobody, or by somebody who hangs, says nothing.
     if let Some(mount) = control::mount_at(dir)? {
-        if force::is_dead(&mount) {
+        if !force::has_listener(&mount) && force::is_dead(&mount) {
             bail!("a dead mount is at {shown}; run `lunfs unmount {shown}`, then mount again");
         }
         bail!("{} is mounted at {shown} already", mount.source);
