@@ -1,7 +1,7 @@
 //! Recovering without a slot: where every slot has a dead host, nobody could join to recover any.
 //!
 //! ```text
-//! no slot is free -> all life marks -> every slot's program fenced -> all slots silent
+//! no slot is free -> all life marks -> every slot's program has ended -> all slots silent
 //!     -> flush -> replay of one -> flush -> that slot Free, incarnation + 1 -> marks back -> join
 //! ```
 //!
@@ -30,7 +30,7 @@ impl Volume {
     /// Every slot is in use. Recovers one of them if nobody has the volume mounted. `false`:
     /// somebody may have, or none can be recovered.
     pub(crate) async fn free_a_slot(&self) -> Result<bool> {
-        let marks = match Marks::take_all(&self.io.env, self.sb.slot_count) {
+        let mut marks = match Marks::take_all(&self.io.env, self.sb.slot_count) {
             Err(e) if e.kind == Kind::Busy => return Ok(false),
             taken => taken?,
         };
@@ -47,7 +47,7 @@ impl Volume {
             return Ok(true);
         }
         for pulse in &dead {
-            if let Err(e) = marks.fence(pulse).await {
+            if let Err(e) = marks.ended(pulse).await {
                 tracing::warn!(event = "alone", slot = pulse.slot.0, error = %e, "not over");
                 return Ok(false);
             }
@@ -58,28 +58,49 @@ impl Volume {
             return Ok(false);
         }
         for victim in &dead {
+            let kept = marks.keep();
             match self.replay_alone(victim).await {
                 Ok(done) => {
-                    let free = freed(victim, self.nonce());
-                    // Lost: its parent said its last word meanwhile. We look again.
-                    if let Settled::Won = self.region.swap(&self.io, victim, &free).await? {
-                        self.io.count(|c| c.takeovers_alone += 1);
-                        self.note_recovered(victim, &free, done);
-                    }
+                    self.free_alone(victim, done).await?;
+                    marks.give_back(kept);
                     return Ok(true);
                 }
                 Err(failure @ (Failure::Fence(_) | Failure::Io(_) | Failure::Corrupt(_))) => {
+                    marks.give_back(kept);
                     let slot = victim.slot.0;
                     tracing::error!(event = "alone", slot, error = %failure, "cannot be recovered");
                 }
                 Err(failure @ (Failure::Write(_) | Failure::Stopped(_))) => {
-                    marks.keep();
                     self.io.stop(format!("the replay of slot {} failed", victim.slot));
                     return Err(Error::new(Kind::Stopped, failure.to_string()));
                 }
             }
         }
         Ok(false)
+    }
+
+    /// Frees the slot, unless its parent said its last word meanwhile: then we look again.
+    async fn free_alone(&self, victim: &Pulse, done: Replayed) -> Result<()> {
+        let free = freed(victim, self.nonce());
+        match self.region.swap(&self.io, victim, &free).await? {
+            Settled::Won => {
+                self.io.count(|c| c.takeovers_alone += 1);
+                self.note_recovered(victim, &free, done);
+                Ok(())
+            }
+            Settled::Lost(_) => {
+                let found = self.region.pulse(&self.io, victim.slot).await?;
+                let is_word = found.state == PulseState::Dead
+                    && found.incarnation == victim.incarnation
+                    && victim.state != PulseState::Dead;
+                if is_word {
+                    return Ok(());
+                }
+                let why = format!("slot {} changed although nobody can have it", victim.slot);
+                self.io.stop(why.clone());
+                Err(Error::new(Kind::Stopped, why))
+            }
+        }
     }
 
     /// What all slots say; `None`: one of them is damaged.

@@ -131,6 +131,9 @@ pub trait Fence {
     /// Stops the program that `victim` describes and waits until all it submitted has landed or
     /// never will. `Ok` is the proof that replay waits for (R4).
     fn fence(&self, victim: &Pulse) -> Answer<Result<(), FenceError>>;
+    /// Waits for a while for the end of the program that `victim` describes, whose life mark is
+    /// ours. Stops nobody. `Ok` proves the same as a fence.
+    fn ended(&self, victim: &Pulse) -> Answer<Result<(), FenceError>>;
     /// Name of the method, for people: `image file`, ...
     fn method(&self) -> &'static str;
 }

@@ -325,13 +325,32 @@ impl Volume {
                 return Ok(start);
             }
             from = initialised;
-            if !self.extend_frontier(true).await? {
+            if !self.grow_past(initialised).await? {
                 return Err(Error::new(
                     Kind::NoSpace,
                     "no empty cluster is left for this host's journal; free some space on another \
                      host",
                 ));
             }
+        }
+    }
+
+    /// Has more clusters than `seen` initialised. Who is at it, or died in it, is waited for, but
+    /// not for ever: its journal may be one that nobody can replay.
+    async fn grow_past(&self, seen: u64) -> Result<bool> {
+        let end = self.now() + 2 * claim_wait(self.sb.timing);
+        if seen >= self.sb.cluster_count {
+            return Ok(false);
+        }
+        loop {
+            if self.initialised().await? > seen || self.extend_frontier(false).await? {
+                return Ok(true);
+            }
+            if self.now() >= end {
+                return Ok(false);
+            }
+            self.look_around(SlotNo(0), self.sb.slot_count).await?;
+            self.sleep_about(interval(self.sb.timing) / 4).await;
         }
     }
 

@@ -28,21 +28,27 @@ impl Marks<'_> {
         Ok(marks)
     }
 
-    /// Proves that the program of this slot is over. Its mark is free meanwhile, and afterwards if
-    /// that is not proven: the others suffice to keep everybody out.
-    pub async fn fence(&self, of: &Pulse) -> std::result::Result<(), FenceError> {
-        self.fence.leave(of.slot);
-        self.fence.fence(of).await?;
-        match self.fence.enter(of.slot)? {
-            true => Ok(()),
-            false => Err(FenceError(format!("somebody else looks at slot {} as well", of.slot))),
-        }
+    /// Proves that the program of this slot is over. It may live where its mark is not seen.
+    pub async fn ended(&self, of: &Pulse) -> std::result::Result<(), FenceError> {
+        self.fence.ended(of).await
     }
 
-    /// Keeps them for as long as this program lives: what it wrote may still land.
-    pub fn keep(mut self) {
-        self.taken = 0;
+    /// From now on they are given back only by `give_back`: what is written now may still land when
+    /// it is not answered as it should be.
+    pub fn keep(&mut self) -> Kept {
+        Kept { taken: std::mem::take(&mut self.taken) }
     }
+
+    /// All that was written is answered, and went well.
+    pub fn give_back(&mut self, kept: Kept) {
+        self.taken = kept.taken;
+    }
+}
+
+/// Marks that stay until this program ends.
+#[must_use]
+pub struct Kept {
+    taken: u32,
 }
 
 impl Drop for Marks<'_> {

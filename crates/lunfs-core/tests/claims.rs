@@ -225,6 +225,9 @@ impl Fence for Refusing {
         }
         self.inner.fence(victim)
     }
+    fn ended(&self, victim: &Pulse) -> Answer<Result<(), FenceError>> {
+        self.inner.ended(victim)
+    }
     fn method(&self) -> &'static str {
         self.inner.method()
     }

@@ -154,7 +154,7 @@ fn a_lock_whose_body_cannot_be_read_goes_back_as_it_was() {
 
 /// A host died with a file that was in its journal only. While another one replayed that, this
 /// structure was misread once.
-fn inherited_through_a_lie(misread: impl Fn(&Ram, &Volume, FileId) -> BlockNo) {
+fn inherited_through(fault: fn(u64) -> Fault, misread: impl Fn(&Ram, &Volume, FileId) -> BlockNo) {
     let World { env, time, disk } = world();
     block_on(&time, async {
         formatted(&env).await;
@@ -175,7 +175,7 @@ fn inherited_through_a_lie(misread: impl Fn(&Ram, &Volume, FileId) -> BlockNo) {
         disk.when(move |asked| {
             let sees = asked.ask == Ask::Read && asked.at <= place;
             let is_it = sees && place < asked.at + asked.len as u64;
-            (is_it && is_first.replace(false)).then_some(Fault::Lie(place))
+            (is_it && is_first.replace(false)).then(|| fault(place))
         });
         let unmounted = async {
             let found = b.lookup(root, b"f").await.expect("it was made durable").id;
@@ -192,13 +192,14 @@ fn inherited_through_a_lie(misread: impl Fn(&Ram, &Volume, FileId) -> BlockNo) {
 /// the image of the directory that names the file was not.
 #[test]
 fn a_lock_misread_in_a_replay_costs_nothing() {
-    inherited_through_a_lie(|_, _, id| id.addr);
+    inherited_through(Fault::Lie, |_, _, id| id.addr);
+    inherited_through(Fault::Blank, |_, _, id| id.addr);
 }
 
 /// The last record of a journal was misread. It seemed to be torn, and was lost.
 #[test]
 fn a_record_misread_in_a_replay_costs_nothing() {
-    inherited_through_a_lie(|ram, a, _| {
+    inherited_through(Fault::Lie, |ram, a, _| {
         let (header, _) = journal_headers(ram, a)[0];
         let volume = a.superblock().volume;
         let heads = (1..1000).map(|behind| header.plus(behind)).filter_map(|at| {

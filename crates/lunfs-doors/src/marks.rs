@@ -42,6 +42,9 @@ impl Fence for Marks {
         self.kill(victim.slot);
         Box::pin(async { Ok(()) })
     }
+    fn ended(&self, _: &Pulse) -> Answer<Result<(), FenceError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn method(&self) -> &'static str {
         "memory"
     }

@@ -71,6 +71,11 @@ impl Busy {
         *self == Busy::default()
     }
 
+    /// May it be over in a moment, without anybody's doing?
+    pub fn may_pass(&self) -> bool {
+        self.mounted.is_empty() && self.loops.is_empty()
+    }
+
     /// Names each of them.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.users.iter().map(shown_user).collect();

@@ -108,6 +108,14 @@ impl Fence for ImageFence {
         })
     }
 
+    fn ended(&self, victim: &Pulse) -> Answer<Result<(), FenceError>> {
+        let (inner, victim) = (Rc::clone(&self.inner), victim.clone());
+        Box::pin(async move {
+            inner.judge_free_mark(&victim)?;
+            inner.wait_for_end(&victim).await
+        })
+    }
+
     fn method(&self) -> &'static str {
         match self.inner.source.kind() {
             SourceKind::Image => "image file",

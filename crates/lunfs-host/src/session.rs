@@ -38,6 +38,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 const SESSION_END_MAX: Duration = Duration::from_secs(1);
 /// As long, where a session that does not end means that somebody still needs us.
 const SESSION_END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long somebody may keep the mount busy in passing.
+const PASSING: Duration = Duration::from_secs(1);
 /// How long a look at all processes may take.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// How long the caller of `unmount` may take to read the answer.
@@ -185,7 +187,7 @@ impl Session {
     /// or that we cannot see.
     async fn in_use_elsewhere(&self) -> String {
         let mount = self.kernel.mount();
-        let mut names = look(mount).await.names();
+        let mut names = look(mount).await.unwrap_or_default().names();
         if names.is_empty() {
             names.push("by nobody who is seen from here".to_owned());
         }
@@ -268,8 +270,20 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
             true if began.elapsed() < patience => Wish::Force,
             true => Wish::ForceNow,
         };
-        let busy = look(&mount).await;
+        let Some(busy) = look(&mount).await else {
+            // Nobody knows what is mounted on it: only the kernel may say that nothing is.
+            return match unmount(&mount, UnmountFlags::empty()).await {
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(Busy::default()),
+                Err(Errno::BUSY) => Err(Attached::Busy(Busy::default())),
+                Err(e) => Err(Attached::Failed(e.into())),
+            };
+        };
         let flags = match busy.verdict(wish) {
+            // A program that is just being started has all files of who starts it, for a moment.
+            Verdict::Refuse if busy.may_pass() && began.elapsed() < PASSING => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
             Verdict::Refuse => return Err(Attached::Busy(busy)),
             Verdict::Unmount if wish == Wish::ForceNow => UnmountFlags::DETACH,
             Verdict::Take => {
@@ -286,7 +300,9 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
             // Invalid, absent: somebody else has unmounted it, which is just as good.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(busy),
             // It came since we looked, or we cannot see it.
-            Err(Errno::BUSY) if !force => return Err(Attached::Busy(look(&mount).await)),
+            Err(Errno::BUSY) if !force && began.elapsed() >= PASSING => {
+                return Err(Attached::Busy(look(&mount).await.unwrap_or_default()));
+            }
             Err(Errno::BUSY) => tokio::time::sleep(BUSY_PAUSE).await,
             Err(e) => return Err(Attached::Failed(e.into())),
         }
@@ -306,15 +322,12 @@ async fn unmount(mount: &Mount, flags: UnmountFlags) -> Result<(), Errno> {
     done.await.unwrap_or(Err(Errno::IO))
 }
 
-/// On a thread of its own, too. A look that does not end (a process in the middle of its own end)
-/// has found nothing: what the kernel says of the mount then counts.
-async fn look(mount: &Mount) -> Busy {
+/// On a thread of its own, too. `None`: the look did not end (a process in the middle of its own
+/// end).
+async fn look(mount: &Mount) -> Option<Busy> {
     let mount = mount.clone();
     let looking = task::spawn_blocking(move || Busy::look(&mount));
-    match tokio::time::timeout(LOOK_MAX, looking).await {
-        Ok(Ok(busy)) => busy,
-        Ok(Err(_)) | Err(_) => Busy::default(),
-    }
+    tokio::time::timeout(LOOK_MAX, looking).await.ok()?.ok()
 }
 
 fn response(detached: &Result<Busy, Attached>, outcome: Option<&Result<Ending>>) -> Response {

@@ -77,6 +77,15 @@ impl Fence for HostFence {
         })
     }
 
+    fn ended(&self, victim: &Pulse) -> LocalBoxFuture<'static, Result<(), FenceError>> {
+        let is_ours = self.world.program_of(victim.slot) == Some(self.owner);
+        let proven = self.fails().and_then(|()| match is_ours {
+            true => Ok(()),
+            false => Err(FenceError(format!("the mark of slot {} is not ours", victim.slot))),
+        });
+        Box::pin(async { proven })
+    }
+
     fn method(&self) -> &'static str {
         "simulated image file"
     }

@@ -404,11 +404,11 @@ impl World {
         }
     }
 
-    /// Does `owner` hold all life marks but one, which it may have lent to a fence?
+    /// Does `owner` hold all life marks?
     fn is_alone(&self, owner: Owner) -> bool {
         let Some((_, geometry)) = self.checkers.volume() else { return false };
         let held = self.marks.borrow().values().filter(|&&marked| marked == owner).count();
-        held + 1 >= geometry.slot_count as usize
+        held >= geometry.slot_count as usize
     }
 
     /// `owner` gives the life mark of `slot` back.

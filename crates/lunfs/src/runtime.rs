@@ -15,7 +15,10 @@ use tokio::task::LocalSet;
 pub fn block_on<T>(task: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime =
         Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-    LocalSet::new().block_on(&runtime, task)
+    let done = LocalSet::new().block_on(&runtime, task);
+    // A thread of it may be caught in the kernel for ever. Nothing waits for what it brings.
+    runtime.shutdown_background();
+    done
 }
 
 /// The doors of the real world, for the program `identity`.

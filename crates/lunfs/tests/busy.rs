@@ -7,8 +7,15 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stage::{Host, Mounted, Place, told, wait_until};
+
+/// A namespace that one test makes has a copy of every mount that another one is about to end.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A program with a file open and a mount namespace of its own, as containers and qemu have.
 struct Elsewhere {
@@ -69,6 +76,7 @@ fn text(path: &Path) -> &str {
 /// It was told that all is unmounted, and the program in the container lost its file.
 #[test]
 fn a_program_in_another_namespace_keeps_its_files() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("namespace") else { return };
     let mut a = place.mount("a");
     let mut writer = Elsewhere::start(&a, "exec 3>>$1/file");
@@ -87,6 +95,7 @@ fn a_program_in_another_namespace_keeps_its_files() {
 /// Also one that has nothing open now may come back to what it sees.
 #[test]
 fn a_copy_without_open_files_is_named() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("copy") else { return };
     let a = place.mount("a");
     let mut idle = Elsewhere::start(&a, "exec 3>/dev/null");
@@ -99,6 +108,7 @@ fn a_copy_without_open_files_is_named() {
 
 #[test]
 fn a_bind_mount_is_named() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("bind") else { return };
     let a = place.mount("a");
     fs::create_dir(place.0.join("other")).expect("a mount point");
@@ -113,6 +123,7 @@ fn a_bind_mount_is_named() {
 /// The administrator's umount leaves the copies as they are; the daemon leaves with the last.
 #[test]
 fn a_plain_umount_leaves_the_copies_their_daemon() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("plain") else { return };
     let mut a = place.mount("a");
     fs::create_dir(place.0.join("other")).expect("a mount point");
@@ -131,6 +142,7 @@ fn a_plain_umount_leaves_the_copies_their_daemon() {
 
 #[test]
 fn what_is_mounted_below_is_named_and_never_taken_away() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("below") else { return };
     let mut a = place.mount("a");
     fs::create_dir(a.point.join("tmp")).expect("a mount point");
@@ -149,6 +161,7 @@ fn what_is_mounted_below_is_named_and_never_taken_away() {
 
 #[test]
 fn loop_devices_are_named_and_what_is_mounted_on_them_is_kept() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("loops") else { return };
     let mut a = place.mount("a");
     let disk = a.point.join("disk.img");
@@ -178,6 +191,7 @@ fn loop_devices_are_named_and_what_is_mounted_on_them_is_kept() {
 
 #[test]
 fn a_path_inside_is_not_the_mount() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("path") else { return };
     let a = place.mount("a");
     fs::create_dir(a.point.join("dir")).expect("a directory");
@@ -202,6 +216,7 @@ fn a_path_inside_is_not_the_mount() {
 /// A namespace that is kept by its file has no process, and is seen by nobody.
 #[test]
 fn the_daemon_stays_for_a_copy_that_nobody_saw() {
+    let _alone = one_at_a_time();
     let Some(place) = Place::new("unseen") else { return };
     let mut a = place.mount("a");
     let kept = place.0.join("namespace");

@@ -409,7 +409,8 @@ async fn lock_of(io: &Io, volume: VolumeId, image: &Image) -> Result<Option<Lock
         let bytes = io.read_record(image.lock.offset()).await?;
         match Lock::decode(&bytes, volume, image.lock) {
             Ok(lock) => return Ok(Some(lock)),
-            Err(_) if kind_of(&bytes) != Some(kind::LOCK) => return Ok(None),
+            // It may be gone, but a reading of another place would look the same.
+            Err(_) if kind_of(&bytes) != Some(kind::LOCK) => {}
             Err(e) => {
                 let at = image.lock.0;
                 tracing::error!(event = "lock_damaged", at, error = %e, "read again");

@@ -52,6 +52,8 @@ pub enum Fault {
     Twice,
     /// A read that shows a flipped bit in the structure at this offset of the disk.
     Lie(u64),
+    /// A read that shows nothing where a structure is.
+    Blank(u64),
     /// A read that sees the disk as it is now, and is answered later.
     Slow(Duration),
     /// A compare-and-write that is done, and whose flush fails.
@@ -145,7 +147,9 @@ impl Moody {
                 Some(Box::pin(std::future::pending()))
             }
             // The compare-and-write's and the read's own to answer.
-            Fault::Twice | Fault::Unflushed | Fault::Slow(_) | Fault::Lie(_) => None,
+            Fault::Twice | Fault::Unflushed | Fault::Slow(_) | Fault::Lie(_) | Fault::Blank(_) => {
+                None
+            }
             Fault::Doubt { lands, after } => {
                 self.doubts.set(self.doubts.get() + 1);
                 if lands {
@@ -178,9 +182,13 @@ impl Disk for Moody {
         self.land();
         let asked = Asked { ask: Ask::Read, at, len, new: &[] };
         let fault = self.fault(asked);
-        if let Some(Fault::Lie(place)) = fault {
+        if let Some(Fault::Lie(place) | Fault::Blank(place)) = fault {
             let mut seen = self.ram.get(at, len);
-            seen[(place - at) as usize + 100] ^= 1;
+            let from = (place - at) as usize;
+            match fault {
+                Some(Fault::Blank(_)) => seen[from..from + 512].fill(0),
+                _ => seen[from + 100] ^= 1,
+            }
             return Box::pin(async { Ok(seen) });
         }
         if let Some(Fault::Slow(after)) = fault {

@@ -132,6 +132,9 @@ impl Fence for Nothing {
     fn fence(&self, _: &Pulse) -> Answer<Result<(), FenceError>> {
         Box::pin(ready(Ok(())))
     }
+    fn ended(&self, _: &Pulse) -> Answer<Result<(), FenceError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn method(&self) -> &'static str {
         "none"
     }
