@@ -44,7 +44,9 @@ impl Place {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lunfs"));
+        // Who runs the tests under nohup has them ignore SIGHUP, and all that they start.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_lunfs")]);
         command.args(arguments).current_dir(&self.0).stdin(Stdio::null());
         command
     }
