@@ -58,15 +58,15 @@ impl Volume {
             return Ok(false);
         }
         for victim in &dead {
-            let kept = marks.keep();
+            marks.keep();
             match self.replay_alone(victim).await {
                 Ok(done) => {
                     self.free_alone(victim, done).await?;
-                    marks.give_back(kept);
+                    marks.let_go();
                     return Ok(true);
                 }
                 Err(failure @ (Failure::Fence(_) | Failure::Io(_) | Failure::Corrupt(_))) => {
-                    marks.give_back(kept);
+                    marks.let_go();
                     let slot = victim.slot.0;
                     tracing::error!(event = "alone", slot, error = %failure, "cannot be recovered");
                 }
@@ -108,7 +108,7 @@ impl Volume {
         Ok(self.region.scan(&self.io).await?.into_iter().map(|seen| seen.pulse).collect())
     }
 
-    /// The steps of a takeover without a claim, of a slot whose program was fenced.
+    /// The steps of a takeover without a claim, of a slot whose program has ended.
     async fn replay_alone(&self, victim: &Pulse) -> std::result::Result<Replayed, Failure> {
         let work = std::pin::pin!(self.replay_fenced(victim));
         let deadline = self.io.env.clock.sleep(CLAIM_DEADLINE);

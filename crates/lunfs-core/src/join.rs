@@ -338,12 +338,19 @@ impl Volume {
     /// Has more clusters than `seen` initialised. Who is at it, or died in it, is waited for, but
     /// not for ever: its journal may be one that nobody can replay.
     async fn grow_past(&self, seen: u64) -> Result<bool> {
-        let end = self.now() + 2 * claim_wait(self.sb.timing);
         if seen >= self.sb.cluster_count {
             return Ok(false);
         }
+        let has_grown =
+            async || Ok(self.initialised().await? > seen || self.extend_frontier(false).await?);
+        self.recover_until(has_grown).await
+    }
+
+    /// Recovers dead hosts until `done`, or until all had the time to prove that they live.
+    async fn recover_until(&self, done: impl AsyncFn() -> Result<bool>) -> Result<bool> {
+        let end = self.now() + 2 * claim_wait(self.sb.timing);
         loop {
-            if self.initialised().await? > seen || self.extend_frontier(false).await? {
+            if done().await? {
                 return Ok(true);
             }
             if self.now() >= end {
@@ -405,17 +412,12 @@ impl Volume {
         Ok(None)
     }
 
-    /// Recovers dead hosts until one was, or until all had the time to prove that they live. On a
-    /// full volume whose hosts all died, nobody could come back otherwise.
+    /// Recovers dead hosts until one was. On a full volume whose hosts all died, nobody could come
+    /// back otherwise.
     async fn recover_anybody(&self) -> Result<bool> {
         tracing::warn!(event = "no_journal", "no place for a journal: looking for dead hosts");
         let before = self.counters().takeovers;
-        let end = self.now() + 2 * claim_wait(self.sb.timing);
-        while self.now() < end && self.counters().takeovers == before {
-            self.look_around(SlotNo(0), self.sb.slot_count).await?;
-            self.sleep_about(interval(self.sb.timing) / 4).await;
-        }
-        Ok(self.counters().takeovers > before)
+        self.recover_until(async || Ok(self.counters().takeovers > before)).await
     }
 
     fn is_empty_cluster(&self, lock: &Lock, body: &[u8], start: BlockNo) -> bool {

@@ -234,7 +234,7 @@ impl Volume {
         self.take_steps(claim, fenced).await
     }
 
-    /// The same of a slot whose program was fenced.
+    /// The same of a slot whose program is proven over.
     pub(crate) async fn replay_fenced(
         &self,
         victim: &Pulse,

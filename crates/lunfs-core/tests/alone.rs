@@ -59,6 +59,12 @@ fn die(env: &Env, hosts: &[Rc<Volume>]) {
     hosts.iter().for_each(|host| env.fence.leave(host.slot()));
 }
 
+async fn dead_crowd(env: &Env) -> Vec<Rc<Volume>> {
+    let hosts = crowd(env).await;
+    die(env, &hosts);
+    hosts
+}
+
 async fn refused(env: &Env, name: &str) -> lunfs_core::Error {
     let identity = Identity { run: [77; 16], ..Identity::default() };
     let options = MountOptions { name: name.into(), read_only: false, identity };
@@ -84,8 +90,7 @@ fn a_volume_whose_every_slot_has_a_dead_host_can_be_mounted() {
     let World { env, time, .. } = roomy();
     block_on(&time, async {
         formatted(&env).await;
-        let hosts = crowd(&env).await;
-        die(&env, &hosts);
+        let hosts = dead_crowd(&env).await;
         drop(hosts);
 
         let host = mount(&env, "next").await;
@@ -129,8 +134,7 @@ fn no_slot_is_freed_while_one_cannot_be_read() {
     let World { env, time, disk } = roomy();
     block_on(&time, async {
         formatted(&env).await;
-        let hosts = crowd(&env).await;
-        die(&env, &hosts);
+        let hosts = dead_crowd(&env).await;
         let slot = hosts[20].superblock().geometry().slot_offset(SlotNo(20));
         disk.ram.put(slot, &[0xEE; 512]);
         let why = refused(&env, "next").await;
@@ -145,9 +149,8 @@ fn a_write_that_failed_without_a_slot_keeps_everybody_out() {
     let World { env, time, disk } = roomy();
     block_on(&time, async {
         formatted(&env).await;
-        let hosts = crowd(&env).await;
+        let hosts = dead_crowd(&env).await;
         let root: BlockNo = hosts[0].root().addr;
-        die(&env, &hosts);
         disk.when(move |asked| {
             let is_it = asked.ask == Ask::Write && asked.at == root.plus(1).offset();
             is_it.then_some(Fault::Fail)

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use lunfs_core::env::Env;
-use lunfs_core::{FileId, Kind, RenameMode, Volume};
+use lunfs_core::{FileId, Kind, RenameMode, StopReason, Volume};
 use lunfs_format::{BlockNo, Lock, RENAME_LOCK, RecordHead};
 use support::moody::{Ask, Fault, Moody, World, world};
 use support::{
-    Ram, beside, block_on, check_clean, directory, file, formatted, journal_headers, left_after,
-    mount, pattern, served, sleep, within,
+    Ram, beside, block_on, check_clean, check_mounted, directory, file, formatted, journal_headers,
+    left_after, mount, pattern, served, sleep, within,
 };
 
 /// The lock of the root, when it is given to somebody by name, comes as far as a cache of the disk.
@@ -112,6 +112,23 @@ fn what_was_read_before_a_recovery_is_not_what_it_brought() {
     });
 }
 
+/// Host `a` dies with a file that is in its journal only.
+async fn dies_with_a_file(
+    env: &Env,
+    a: &Rc<Volume>,
+    other: impl Future<Output = StopReason>,
+) -> FileId {
+    let id = beside(join(a.serve(), other), async {
+        let id = a.create(a.root(), b"f", file()).await.expect("works").id;
+        a.write(id, 0, pattern(5000, 2)).await.expect("works");
+        a.fsync(id).await.expect("works");
+        id
+    })
+    .await;
+    env.fence.leave(a.slot());
+    id
+}
+
 /// A dead host had a file's lock; its journal was replayed. The next one took the lock, could not
 /// read the body in that moment, and gave the lock back as free. Its stamp was of a time before the
 /// dead host had written, and bound again: for whoever read the file without the lock, and for
@@ -122,16 +139,8 @@ fn a_lock_whose_body_cannot_be_read_goes_back_as_it_was() {
     block_on(&time, async {
         formatted(&env).await;
         let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
-        let root = a.root();
-        let (mut of_a, mut of_b) = (Box::pin(a.serve()), Box::pin(b.serve()));
-        let id = beside(join(&mut of_a, &mut of_b), async {
-            let id = a.create(root, b"f", file()).await.expect("works").id;
-            a.write(id, 0, pattern(5000, 2)).await.expect("works");
-            a.fsync(id).await.expect("works");
-            id
-        })
-        .await;
-        env.fence.leave(a.slot());
+        let mut of_b = Box::pin(b.serve());
+        let id = dies_with_a_file(&env, &a, &mut of_b).await;
         let recovers = b.clone();
         disk.when(move |asked| {
             let is_body = asked.ask == Ask::Read && asked.at == id.addr.plus(1).offset();
@@ -142,7 +151,7 @@ fn a_lock_whose_body_cannot_be_read_goes_back_as_it_was() {
             let failed = within(&env, 10_000, write).await.expect_err("its body is not read");
             assert_eq!(failed.kind, Kind::Io, "{failed}");
             disk.well();
-            check_locks(&env).await;
+            check_mounted(&env).await;
             let read = b.read(id, 0, 1 << 20).await.expect("it can be read again");
             assert_eq!(read, pattern(5000, 2));
             b.unmount().await.expect("works");
@@ -159,16 +168,8 @@ fn inherited_through(fault: fn(u64) -> Fault, misread: impl Fn(&Ram, &Volume, Fi
     block_on(&time, async {
         formatted(&env).await;
         let (a, b) = (mount(&env, "a").await, mount(&env, "b").await);
-        let root = a.root();
-        let (mut of_a, mut of_b) = (Box::pin(a.serve()), Box::pin(b.serve()));
-        let id = beside(join(&mut of_a, &mut of_b), async {
-            let id = a.create(root, b"f", file()).await.expect("works").id;
-            a.write(id, 0, pattern(5000, 2)).await.expect("works");
-            a.fsync(id).await.expect("works");
-            id
-        })
-        .await;
-        env.fence.leave(a.slot());
+        let (root, mut of_b) = (a.root(), Box::pin(b.serve()));
+        let id = dies_with_a_file(&env, &a, &mut of_b).await;
         let place = misread(&disk.ram, &a, id).offset();
         let is_first = Rc::new(Cell::new(true));
         let lied = is_first.clone();
@@ -237,11 +238,4 @@ fn a_misread_lock_of_the_volume_is_damage_and_no_stale_handle() {
         left_after(&a, work).await;
         check_clean(&env).await;
     });
-}
-
-/// Has the walker look at a mounted volume.
-async fn check_locks(env: &Env) {
-    let options = lunfs_core::check::Options { offline: false, progress: None };
-    let report = lunfs_core::check::check(&*env.disk, &options).await.expect("checks");
-    assert!(report.is_clean(), "{:#?}", report.findings);
 }

@@ -270,15 +270,12 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
             true if began.elapsed() < patience => Wish::Force,
             true => Wish::ForceNow,
         };
-        let Some(busy) = look(&mount).await else {
-            // Nobody knows what is mounted on it: only the kernel may say that nothing is.
-            return match unmount(&mount, UnmountFlags::empty()).await {
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(Busy::default()),
-                Err(Errno::BUSY) => Err(Attached::Busy(Busy::default())),
-                Err(e) => Err(Attached::Failed(e.into())),
-            };
-        };
+        let looked = look(&mount).await;
+        let is_known = looked.is_some();
+        let busy = looked.unwrap_or_default();
         let flags = match busy.verdict(wish) {
+            // Nobody knows what is mounted on it: only the kernel may say that nothing is.
+            _ if !is_known => UnmountFlags::empty(),
             // A program that is just being started has all files of who starts it, for a moment.
             Verdict::Refuse if busy.may_pass() && began.elapsed() < PASSING => {
                 tokio::time::sleep(BUSY_PAUSE).await;
@@ -299,6 +296,7 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
         match unmount(&mount, flags).await {
             // Invalid, absent: somebody else has unmounted it, which is just as good.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(busy),
+            Err(Errno::BUSY) if !is_known => return Err(Attached::Busy(busy)),
             // It came since we looked, or we cannot see it.
             Err(Errno::BUSY) if !force && began.elapsed() >= PASSING => {
                 return Err(Attached::Busy(look(&mount).await.unwrap_or_default()));

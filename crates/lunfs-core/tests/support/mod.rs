@@ -180,7 +180,16 @@ pub async fn beside<H: std::fmt::Debug, T>(
 
 /// Has the walker look at an unmounted volume.
 pub async fn check_clean(env: &Env) {
-    let options = lunfs_core::check::Options { offline: true, progress: None };
+    check(env, true).await;
+}
+
+/// The same of a mounted one.
+pub async fn check_mounted(env: &Env) {
+    check(env, false).await;
+}
+
+async fn check(env: &Env, offline: bool) {
+    let options = lunfs_core::check::Options { offline, progress: None };
     let report = lunfs_core::check::check(&*env.disk, &options).await.expect("checks");
     assert!(report.is_clean(), "{:#?}", report.findings);
 }
