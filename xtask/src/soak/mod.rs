@@ -7,7 +7,8 @@
 //!
 //! A piece that ends early, or that cannot run here, leaves its time to the swarm. The swarm begins
 //! at the seed behind the last one that ran on the same code. A row counts for the code that it
-//! names: where the sources have changed while it ran, there is no row.
+//! names: where the sources have changed while it ran, there is no row. With `--only` one piece has
+//! all of the time; several such runs may go side by side, but not two swarms.
 
 mod code;
 mod piece;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::prove::world;
 use crate::{Ending, root};
@@ -39,6 +40,28 @@ pub struct Options {
     /// Processes of the simulator that run at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
+    /// One piece alone, with all of the time
+    #[arg(long)]
+    only: Option<Searcher>,
+}
+
+/// What searches.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Searcher {
+    Enumeration,
+    Fuzz,
+    Torture,
+    Swarm,
+}
+
+impl Options {
+    /// How much of the time a piece has; none if another one has all.
+    fn share(&self, searcher: Searcher, percent: u32) -> Option<Duration> {
+        match self.only {
+            None => Some(self.hours * percent / 100),
+            Some(only) => (only == searcher).then_some(self.hours),
+        }
+    }
 }
 
 /// Where the rows are.
@@ -49,8 +72,7 @@ pub fn document() -> PathBuf {
 /// Runs all pieces and appends what came of them.
 pub fn run(options: &Options) -> Result<Ending> {
     let code = code::hash(&root())?;
-    let mut record = Record::read(&document())?;
-    let first = record.next_seed(&code);
+    let first = Record::read(&document())?.next_seed(&code);
     let place = root().join("target/soak");
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
     println!("soak: code {code}, seeds from {first}");
@@ -60,33 +82,47 @@ pub fn run(options: &Options) -> Result<Ending> {
     }
 
     let started = Instant::now();
-    let share = |percent: u32| options.hours * percent / 100;
-    let enumerated = piece::enumeration(&simulator, &place, share(ENUMERATION))?;
-    let fuzzed = piece::fuzzing(&place, share(FUZZING))?;
-    let tortured = piece::torture(&place, share(TORTURE))?;
-    let swarm = swarm::run(&simulator, first, options.jobs, started + options.hours)?;
+    let part = |searcher, percent, run: &dyn Fn(Duration) -> Result<Outcome>| {
+        options.share(searcher, percent).map(run).transpose()
+    };
+    let enumerated = part(Searcher::Enumeration, ENUMERATION, &|share| {
+        piece::enumeration(&simulator, &place, share)
+    })?;
+    let fuzzed = part(Searcher::Fuzz, FUZZING, &|share| piece::fuzzing(&place, share))?;
+    let tortured = part(Searcher::Torture, TORTURE, &|share| piece::torture(&place, share))?;
+    let swarm = match options.share(Searcher::Swarm, 100) {
+        Some(_) => swarm::run(&simulator, first, options.jobs, started + options.hours)?,
+        None => swarm::Swarm { next: first, ..swarm::Swarm::default() },
+    };
 
     if code::hash(&root())? != code {
         bail!("the sources have changed while it ran: what ran is not what is here, no row");
     }
     let outcomes = [&enumerated, &fuzzed, &tortured];
-    let findings: u64 = outcomes.iter().map(|outcome| outcome.findings()).sum();
+    let findings: u64 = outcomes.into_iter().flatten().map(Outcome::findings).sum();
+    let count = |outcome: &Option<Outcome>| outcome.as_ref().map_or(0, Outcome::count);
+    // Read again: another run may have ended meanwhile.
+    let mut record = Record::read(&document())?;
     record.rows.push(Row {
         code: code.clone(),
         hours: Hundredths::of(started.elapsed().as_secs_f64() / 3600.0),
         simulated_hours: Hundredths::of(swarm.virtual_seconds / 3600.0),
         crashes: swarm.crashes,
         seeds: (first, swarm.next),
-        states: enumerated.count(),
-        inputs: fuzzed.count(),
-        kills: tortured.count(),
+        states: count(&enumerated),
+        inputs: count(&fuzzed),
+        kills: count(&tortured),
         findings: findings + swarm.findings,
     });
     record.write(&document())?;
-    Ok(tell(&record, &code, &outcomes))
+    Ok(tell(&record, &code, outcomes.into_iter().flatten()))
 }
 
-fn tell(record: &Record, code: &str, outcomes: &[&Outcome]) -> Ending {
+fn tell<'a>(
+    record: &Record,
+    code: &str,
+    outcomes: impl IntoIterator<Item = &'a Outcome>,
+) -> Ending {
     for outcome in outcomes {
         println!("soak: {outcome}");
     }
