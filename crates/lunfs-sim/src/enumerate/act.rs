@@ -81,8 +81,9 @@ impl Host {
                 Ok(())
             }
             Step::Close(path) => {
+                // What could not be opened, since its name was gone, is not closed either.
                 let file = self.opened.borrow_mut().remove(path);
-                v.close(file.ok_or(Kind::NotFound)?);
+                file.into_iter().for_each(|file| v.close(file));
                 Ok(())
             }
             Step::Sync => v.sync().await,
