@@ -43,6 +43,9 @@ enum Task {
     /// Write files and log what is durable; scenarios run it as a process of its own
     #[command(hide = true)]
     ProveWriter(prove::writer::Options),
+    /// Be the first program of a virtual machine; a scenario boots it
+    #[command(hide = true)]
+    ProveGuest(prove::guest::Options),
 }
 
 /// How a task ended when nothing went wrong on the way.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Torture(options) => prove::torture::task(&options),
         Task::Soak(options) => soak::run(&options),
         Task::ProveWriter(options) => prove::writer::run(&options),
+        Task::ProveGuest(options) => prove::guest::run_init(&options),
     };
     match ending {
         Ok(Ending::Passed) => ExitCode::SUCCESS,

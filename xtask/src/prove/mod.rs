@@ -8,6 +8,7 @@ mod copy_tree;
 mod demo;
 mod enumerate;
 mod fuzz;
+pub mod guest;
 mod kill_daemon;
 mod kill_group;
 mod ledger;
@@ -44,7 +45,7 @@ pub struct Options {
     /// Start of the random choices; printed at the start of every run
     #[arg(long)]
     seed: Option<u64>,
-    /// Of `mutations` and `enumerate`, only what contains this in its name
+    /// Of `mutations`, `enumerate` and `guest`, only what contains this in its name
     #[arg(long)]
     only: Option<String>,
 }
@@ -80,6 +81,10 @@ pub enum Need {
     Fuse,
     /// Loop devices with direct I/O.
     Loop,
+    /// QEMU and its tools.
+    Qemu,
+    /// A kernel for a guest.
+    Guest,
 }
 
 struct Scenario {
@@ -90,6 +95,7 @@ struct Scenario {
 }
 
 const MOUNTS: &[Need] = &[Need::Root, Need::Fuse];
+const GUESTS: &[Need] = &[Need::Root, Need::Fuse, Need::Qemu, Need::Guest];
 
 const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -151,6 +157,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "the same on a loop device",
         needs: &[Need::Root, Need::Fuse, Need::Loop],
         run: torture::on_loop,
+    },
+    Scenario {
+        name: "guest",
+        shows: "a guest whose host is killed starts on another one, with all it made durable",
+        needs: GUESTS,
+        run: guest::run,
     },
     Scenario {
         name: "simulator",
@@ -239,20 +251,25 @@ fn judged(what: &str, started: Instant, figure: Result<Figure>) -> Ending {
 }
 
 fn missing(needs: &[Need]) -> Option<String> {
-    needs.iter().find_map(|need| {
-        let (is_there, why) = match need {
-            Need::Root => (rustix::process::geteuid().is_root(), "root is needed to mount"),
-            Need::Fuse => (
-                std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok(),
-                "/dev/fuse is missing or closed: `modprobe fuse`",
-            ),
-            Need::Loop => (
-                std::path::Path::new("/dev/loop-control").exists(),
-                "/dev/loop-control is missing: `modprobe loop`",
-            ),
-        };
-        (!is_there).then(|| why.to_owned())
-    })
+    needs.iter().find_map(|need| lack(*need))
+}
+
+/// Why a need is not met; what can be installed is.
+fn lack(need: Need) -> Option<String> {
+    let (is_there, why) = match need {
+        Need::Root => (rustix::process::geteuid().is_root(), "root is needed to mount"),
+        Need::Fuse => (
+            std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok(),
+            "/dev/fuse is missing or closed: `modprobe fuse`",
+        ),
+        Need::Loop => (
+            std::path::Path::new("/dev/loop-control").exists(),
+            "/dev/loop-control is missing: `modprobe loop`",
+        ),
+        Need::Qemu => return crate::tools::install_qemu().err().map(|why| format!("{why:#}")),
+        Need::Guest => return guest::kernel().err().map(|why| format!("no kernel: {why:#}")),
+    };
+    (!is_there).then(|| why.to_owned())
 }
 
 /// Asks `is_there` every 5 ms until it holds; the error says what never came.

@@ -193,6 +193,11 @@ impl Host {
         at
     }
 
+    /// Makes a program that is about to start one of this host's: it dies with it.
+    pub fn takes_in(&self, command: &mut Command) {
+        command.process_group(self.group().as_raw_nonzero().get());
+    }
+
     /// Sends a signal to every process of this host.
     pub fn signal_group(&self, signal: Signal) {
         let _ = rustix::process::kill_process_group(self.group(), signal);
