@@ -15,6 +15,7 @@ mod ledger;
 mod life;
 mod model;
 mod mutations;
+mod qemu;
 mod readme;
 mod simulator;
 mod stop;
@@ -163,6 +164,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "a guest whose host is killed starts on another one, with all it made durable",
         needs: GUESTS,
         run: guest::run,
+    },
+    Scenario {
+        name: "qemu",
+        shows: "QEMU's tools do with images on a mount what they do on a local file system",
+        needs: &[Need::Root, Need::Fuse, Need::Qemu],
+        run: qemu::run,
     },
     Scenario {
         name: "simulator",
