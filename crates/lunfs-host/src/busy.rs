@@ -21,6 +21,8 @@ pub struct Busy {
     mounted: Vec<Mount>,
     /// Other mounts of it that stay.
     copies: Vec<Seen>,
+    /// Exports that have clients, as they are named. The kernel knows nothing of them.
+    exports: Vec<String>,
 }
 
 /// What may be done now.
@@ -63,7 +65,13 @@ impl Busy {
             mounted: mounted_on(mount, &loops, &all),
             copies: staying(mount, &all).into_iter().cloned().collect(),
             loops,
+            exports: Vec::new(),
         }
+    }
+
+    /// With the exports that have clients, which only the daemon knows.
+    pub fn with_exports(self, exports: Vec<String>) -> Busy {
+        Busy { exports, ..self }
     }
 
     /// Nobody and nothing was found.
@@ -82,6 +90,7 @@ impl Busy {
         names.extend(self.mounted.iter().map(shown_mount));
         names.extend(self.loops.iter().map(shown_loop));
         names.extend(self.copies.iter().map(shown_copy));
+        names.extend(self.exports.iter().cloned());
         names
     }
 
@@ -197,6 +206,15 @@ mod tests {
             "cat (7): fd 5 /a; nothing was done: end them, or use --force"
         );
         assert_eq!(Busy::default().verdict(Wish::Gentle), Verdict::Unmount);
+    }
+
+    #[test]
+    fn clients_of_exports_are_users_like_others() {
+        let busy = Busy::default().with_exports(vec!["a client of the export of vm".into()]);
+        assert_eq!(busy.verdict(Wish::Gentle), Verdict::Refuse);
+        assert_eq!(busy.verdict(Wish::Force), Verdict::Wait);
+        assert_eq!(busy.verdict(Wish::ForceNow), Verdict::Take);
+        assert!(busy.may_pass() && busy.to_string().starts_with("a client of the export of vm"));
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! | `clock`, `rng` | time and chance |
 //! | `fuse` | the POSIX face of a volume |
 //! | `control` | the socket for command-line tools |
+//! | `export` | files of a mount as disks, over NBD |
+//! | `socket` | listening sockets: how they get their names, and lose them |
 //! | `session`, `signals` | the life of one mount, from joining to the end of the process |
 //! | `force` | taking a mount away from a daemon that may not answer |
 //! | `parent` | the small program that outlives the daemon and writes its last word |
@@ -31,6 +33,7 @@ pub mod control;
 mod copies;
 pub mod disk;
 mod error;
+pub mod export;
 mod fence;
 pub mod force;
 pub mod format_guard;
@@ -45,6 +48,7 @@ mod rng;
 mod scratch;
 mod session;
 mod signals;
+mod socket;
 mod users;
 
 pub use busy::mounted_below;

@@ -9,9 +9,9 @@
 //!        Stopped: the process ends; the mount answers ENOTCONN    Unmounted: slot freed, exit 0
 //! ```
 //!
-//! Order of a clean end: first the kernel's mount, so that no request can come any more; then the
-//! volume, which makes all durable and frees the slot; then the process. A crash before the slot is
-//! free is a dead host like any other.
+//! Order of a clean end: first the kernel's mount and the exports, so that no request can come any
+//! more; then the volume, which makes all durable and frees the slot; then the process. A crash
+//! before the slot is free is a dead host like any other.
 
 use std::io;
 use std::rc::Rc;
@@ -26,6 +26,7 @@ use tokio::task::{self, JoinHandle};
 use crate::busy::{Busy, Verdict, Wish};
 use crate::control::{About, Control, Response, Unmount};
 use crate::error::Result;
+use crate::export::Exports;
 use crate::fuse::{FuseMount, FuseOptions};
 use crate::mount_table::{Mount, mounted_at};
 use crate::signals::Signals;
@@ -94,16 +95,18 @@ struct Session {
     kernel: FuseMount,
     wanted: tokio::sync::mpsc::UnboundedReceiver<Unmount>,
     signals: Signals,
+    exports: Rc<Exports>,
     _control: Control,
 }
 
 fn start(volume: &Rc<Volume>, fuse: &FuseOptions, about: About) -> Result<Session> {
     let signals = Signals::listen()?;
     let kernel = FuseMount::start(volume, fuse)?;
-    match Control::start(volume, about, kernel.mount()) {
+    let exports = Exports::new(volume, about.read_only);
+    match Control::start(volume, about, kernel.mount(), &exports) {
         Ok((control, wanted)) => {
             let volume = Rc::clone(volume);
-            Ok(Session { volume, kernel, wanted, signals, _control: control })
+            Ok(Session { volume, kernel, wanted, signals, exports, _control: control })
         }
         Err(e) => {
             let _ = rustix::mount::unmount(&kernel.mount().point, UnmountFlags::DETACH);
@@ -125,7 +128,7 @@ impl Session {
         loop {
             let (force, patience, caller) = match self.next_event(serving).await {
                 Event::Stopped(why) => return Ok(Ending::Stopped(why)),
-                Event::KernelUnmounted => return self.finish(serving).await,
+                Event::KernelUnmounted => return self.leave_with_clients(serving).await,
                 Event::Signal => (true, TERM_PATIENCE, None),
                 Event::Wanted(wish) => (wish.force, wish.deadline, Some((wish.answer, wish.told))),
             };
@@ -133,7 +136,7 @@ impl Session {
             let detached = tokio::select! {
                 biased;
                 reason = &mut *serving => return Ok(Ending::Stopped(why_stopped(reason))),
-                detached = detach(mount, force, patience) => detached,
+                detached = detach(mount, &self.exports, force, patience) => detached,
             };
             let is_over = detached.is_ok() && self.is_over(force).await;
             let outcome = match is_over {
@@ -171,6 +174,23 @@ impl Session {
         }
     }
 
+    /// The administrator's umount does not know of the clients of exports: as with copies of the
+    /// mount, we leave with the last. A signal takes it from under them.
+    async fn leave_with_clients(&mut self, serving: &mut JoinHandle<StopReason>) -> Result<Ending> {
+        let clients = self.exports.in_use();
+        if !clients.is_empty() {
+            let clients = clients.join("; ");
+            tracing::warn!(event = "unmount", clients, "unmounted, but there are clients");
+        }
+        tokio::select! {
+            biased;
+            reason = &mut *serving => return Ok(Ending::Stopped(why_stopped(reason))),
+            () = self.exports.until_unused() => {}
+            () = self.signals.recv() => {}
+        }
+        self.finish(serving).await
+    }
+
     /// Whether nobody needs us any more, or shall have us, once our mount is gone.
     async fn is_over(&mut self, force: bool) -> bool {
         // The last answers on their way. Copies of the mount in other namespaces, and users whom
@@ -187,7 +207,7 @@ impl Session {
     /// or that we cannot see.
     async fn in_use_elsewhere(&self) -> String {
         let mount = self.kernel.mount();
-        let mut names = look(mount).await.unwrap_or_default().names();
+        let mut names = look(mount, &self.exports).await.unwrap_or_default().names();
         if names.is_empty() {
             names.push("by nobody who is seen from here".to_owned());
         }
@@ -215,6 +235,7 @@ impl Session {
 
     /// No request can come any more: make all durable, free the slot. A signal gives up.
     async fn finish(&mut self, serving: &mut JoinHandle<StopReason>) -> Result<Ending> {
+        self.exports.end_all();
         let volume = Rc::clone(&self.volume);
         let began = tokio::time::Instant::now();
         let mut leaving = std::pin::pin!(volume.unmount());
@@ -262,7 +283,12 @@ enum Attached {
 
 /// Takes the kernel's mount away: at once, or with `force` when its users had time to leave, and
 /// then also from under them. Returns whom it was taken from.
-async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, Attached> {
+async fn detach(
+    mount: Mount,
+    exports: &Exports,
+    force: bool,
+    patience: Duration,
+) -> Result<Busy, Attached> {
     let began = tokio::time::Instant::now();
     loop {
         let wish = match force {
@@ -270,28 +296,28 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
             true if began.elapsed() < patience => Wish::Force,
             true => Wish::ForceNow,
         };
-        let looked = look(&mount).await;
+        let looked = look(&mount, exports).await;
         let is_known = looked.is_some();
-        let busy = looked.unwrap_or_default();
+        let busy = looked.unwrap_or_else(|| Busy::default().with_exports(exports.in_use()));
         let flags = match busy.verdict(wish) {
-            // Nobody knows what is mounted on it: only the kernel may say that nothing is.
-            _ if !is_known => UnmountFlags::empty(),
             // A program that is just being started has all files of who starts it, for a moment.
             Verdict::Refuse if busy.may_pass() && began.elapsed() < PASSING => {
                 tokio::time::sleep(BUSY_PAUSE).await;
                 continue;
             }
             Verdict::Refuse => return Err(Attached::Busy(busy)),
+            Verdict::Wait => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
+            // Nobody knows what is mounted on it: only the kernel may say that nothing is.
+            _ if !is_known => UnmountFlags::empty(),
             Verdict::Unmount if wish == Wish::ForceNow => UnmountFlags::DETACH,
             Verdict::Take => {
                 tracing::warn!(event = "unmount", %busy, "unmounting from under its users");
                 UnmountFlags::DETACH
             }
             Verdict::Unmount => UnmountFlags::empty(),
-            Verdict::Wait => {
-                tokio::time::sleep(BUSY_PAUSE).await;
-                continue;
-            }
         };
         match unmount(&mount, flags).await {
             // Invalid, absent: somebody else has unmounted it, which is just as good.
@@ -299,7 +325,7 @@ async fn detach(mount: Mount, force: bool, patience: Duration) -> Result<Busy, A
             Err(Errno::BUSY) if !is_known => return Err(Attached::Busy(busy)),
             // It came since we looked, or we cannot see it.
             Err(Errno::BUSY) if !force && began.elapsed() >= PASSING => {
-                return Err(Attached::Busy(look(&mount).await.unwrap_or_default()));
+                return Err(Attached::Busy(look(&mount, exports).await.unwrap_or_default()));
             }
             Err(Errno::BUSY) => tokio::time::sleep(BUSY_PAUSE).await,
             Err(e) => return Err(Attached::Failed(e.into())),
@@ -322,10 +348,11 @@ async fn unmount(mount: &Mount, flags: UnmountFlags) -> Result<(), Errno> {
 
 /// On a thread of its own, too. `None`: the look did not end (a process in the middle of its own
 /// end).
-async fn look(mount: &Mount) -> Option<Busy> {
+async fn look(mount: &Mount, exports: &Exports) -> Option<Busy> {
     let mount = mount.clone();
     let looking = task::spawn_blocking(move || Busy::look(&mount));
-    tokio::time::timeout(LOOK_MAX, looking).await.ok()?.ok()
+    let busy = tokio::time::timeout(LOOK_MAX, looking).await.ok()?.ok()?;
+    Some(busy.with_exports(exports.in_use()))
 }
 
 fn response(detached: &Result<Busy, Attached>, outcome: Option<&Result<Ending>>) -> Response {

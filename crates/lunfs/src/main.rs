@@ -10,6 +10,8 @@
 mod check;
 mod daemon;
 mod demo;
+mod export;
+mod exports;
 mod format;
 mod hosts;
 mod info;
@@ -23,6 +25,7 @@ mod place;
 mod reader;
 mod runtime;
 mod size;
+mod unexport;
 mod unmount;
 
 use std::process::ExitCode;
@@ -51,6 +54,12 @@ enum Command {
     Hosts(hosts::Options),
     /// List the locks a mounted host holds
     Locks(locks::Options),
+    /// Offer a file of a mounted volume as a disk
+    Export(export::Options),
+    /// List what is exported
+    Exports(exports::Options),
+    /// End an export
+    Unexport(unexport::Options),
     /// Check a volume: exit code 0 clean, 1 found something, 2 could not run
     Check(check::Options),
     /// Show the structures of a volume as they lie on it
@@ -82,6 +91,9 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Hosts(options) => hosts::run(&options),
         Command::Locks(options) => locks::run(&options),
+        Command::Export(options) => export::run(&options),
+        Command::Exports(options) => exports::run(&options),
+        Command::Unexport(options) => unexport::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Demo(options) => demo::run(&options),

@@ -48,6 +48,33 @@ fn or_silence(error: HostError) -> anyhow::Error {
     }
 }
 
+/// A file on a mount: the mount, and its path there as daemons take it.
+pub fn file(path: &Path) -> Result<(Mount, String)> {
+    let (mount, inside) = control::file_on_mount(path).map_err(or_silence)?;
+    Ok((mount, below_root(&inside)?))
+}
+
+/// The same by the name alone: the file may be gone, and its server hang.
+pub fn path_on(mount: &Mount, path: &Path) -> Result<String> {
+    let name = std::path::absolute(path)?;
+    below_root(&mount.root.join(name.strip_prefix(&mount.point)?))
+}
+
+fn below_root(inside: &Path) -> Result<String> {
+    let path = inside.to_str().context("the path is not UTF-8")?;
+    Ok(path.trim_start_matches('/').to_owned())
+}
+
+/// A name that need not exist in a directory that does, without links in it: a daemon has a working
+/// directory of its own.
+pub fn free_name(path: &Path) -> Result<PathBuf> {
+    let shown = path.display();
+    let name = path.file_name().with_context(|| format!("{shown} is no name of a file"))?;
+    let dir = std::path::absolute(path)?;
+    let dir = dir.parent().with_context(|| format!("{shown} is no name of a file"))?;
+    Ok(source(dir)?.join(name))
+}
+
 /// The mount at or around a path.
 pub fn mount_around(path: &Path) -> Result<Mount> {
     control::find_mount(path).map_err(or_silence)

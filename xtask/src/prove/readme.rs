@@ -68,7 +68,8 @@ fn commands(readme: &str) -> String {
     commands
 }
 
-/// The examples of docs/operating.md: those of a day, with a look inside before the unmount.
+/// The examples of docs/operating.md: those of a day, with a disk and a look inside before the
+/// unmount.
 fn examples(operating: &str) -> String {
     let section = |title: &str| {
         let (_, behind) = operating.split_once(title).unwrap_or_default();
@@ -77,9 +78,10 @@ fn examples(operating: &str) -> String {
         commands.map(|line| format!("{line}\n")).collect::<String>()
     };
     let (day, inside) = (section("\n## Every day\n"), section("\n## Looking inside\n"));
+    let disks = section("\n## Files as disks\n");
     match day.find("lunfs unmount") {
-        Some(at) => format!("{}{inside}{}", &day[..at], &day[at..]),
-        None => day + &inside,
+        Some(at) => format!("{}{disks}{inside}{}", &day[..at], &day[at..]),
+        None => day + &disks + &inside,
     }
 }
 
@@ -93,6 +95,8 @@ fn on_stage(examples: &str, place: &Path) -> String {
     let (image, dir) = (image.display(), dir.display());
     let commands = examples
         .replace("/srv/ds1.img", "SOURCE")
+        .replace("lunfs export ", "truncate --size 64M /mnt/ds1/vm.raw\nlunfs export ")
+        .replace("/run/vm.sock", &place.join("vm.sock").to_string_lossy())
         .replace("/mnt/ds1", "DIR")
         .replace("SOURCE", &image.to_string())
         .replace("DIR PATH", "DIR .")
@@ -110,9 +114,12 @@ mod tests {
     fn a_look_inside_comes_before_the_unmount() {
         let operating = "# O\n\n## Every day\n\n    lunfs mount A B   # c\n    lunfs unmount B\n\n\
                          Text.\n\n## Other\n\n    lunfs other\n\n## Looking inside\n\n    \
-                         lunfs locks DIR\n";
+                         lunfs locks DIR\n\n## Files as disks\n\n    lunfs exports\n";
         let examples = super::examples(operating);
-        assert_eq!(examples, "lunfs mount A B   # c\nlunfs locks DIR\nlunfs unmount B\n");
+        let lines: Vec<_> = examples.lines().collect();
+        let expected =
+            ["lunfs mount A B   # c", "lunfs exports", "lunfs locks DIR", "lunfs unmount B"];
+        assert_eq!(lines, expected);
     }
 
     #[test]

@@ -67,6 +67,32 @@ pub fn lies_in(path: &Path) -> Result<Option<Mount>> {
     Ok(mount_of(&name)?.filter(|mount| mount.kind == FILE_SYSTEM))
 }
 
+/// The mount that a file lies on, and its path there from the root of the volume. Links are
+/// followed; what it finds is not a link.
+pub fn file_on_mount(path: &Path) -> Result<(Mount, PathBuf)> {
+    within(path, |path| {
+        let name = canonical(path)?;
+        let Some(mount) = lies_in(&name)? else {
+            let shown = path.display();
+            return Err(HostError::new(format!("{shown} is not on a mounted lunfs volume")));
+        };
+        let inside = name.strip_prefix(&mount.point).unwrap_or(&name);
+        let path = mount.root.join(inside);
+        Ok((mount, path))
+    })
+}
+
+/// All lunfs mounts seen here, each file system once.
+pub fn mounts_here() -> Result<Vec<Mount>> {
+    let mut found: Vec<Mount> = Vec::new();
+    for mount in mounts()?.into_iter().filter(|mount| mount.kind == FILE_SYSTEM) {
+        if !found.iter().any(|other| other.device == mount.device) {
+            found.push(mount);
+        }
+    }
+    Ok(found)
+}
+
 /// The lunfs mounts whose source is `path`.
 pub fn mounts_from(path: &Path) -> Result<Vec<Mount>> {
     within(path, |path| from(&canonical(path)?))
@@ -242,6 +268,12 @@ fn patience(request: &Request) -> Duration {
     match request {
         Request::Unmount { deadline_ms, .. } => PATIENCE + Duration::from_millis(*deadline_ms),
         Request::Sync => PATIENCE,
-        Request::Info | Request::Hosts | Request::Locks { .. } | Request::Counters => ANSWER_MAX,
+        Request::Info
+        | Request::Hosts
+        | Request::Locks { .. }
+        | Request::Export { .. }
+        | Request::Exports
+        | Request::Unexport { .. }
+        | Request::Counters => ANSWER_MAX,
     }
 }

@@ -12,11 +12,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Connection;
-pub use client::{call, find_mount, lies_in, lunfs_mounts_around, mount_at, mounts_from};
-pub use server::{About, Control, Unmount};
+pub use client::{
+    call, file_on_mount, find_mount, lies_in, lunfs_mounts_around, mount_at, mounts_from,
+    mounts_here,
+};
+pub use server::About;
+pub(crate) use server::{Control, Unmount};
 
-/// Where the sockets are; only root may enter.
-const DIRECTORY: &str = "/run/lunfs";
+use crate::export::Protocol;
+use crate::socket::DIRECTORY;
 
 /// What a mounted volume can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,32 @@ pub enum Request {
         /// With `force`: how long to wait for its users first.
         #[serde(default)]
         deadline_ms: u64,
+    },
+    /// Export a file.
+    Export {
+        /// How clients speak to it.
+        protocol: Protocol,
+        /// The file, a path below the mount point.
+        path: String,
+        /// Where they connect: an absolute path.
+        socket: String,
+        /// They may only read.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// What is exported.
+    Exports,
+    /// End exports: the one at a socket, or all of a file.
+    Unexport {
+        /// The socket, as `Exports` says it.
+        #[serde(default)]
+        socket: Option<String>,
+        /// The file, a path below the mount point.
+        #[serde(default)]
+        path: Option<String>,
+        /// Even if it has clients.
+        #[serde(default)]
+        force: bool,
     },
     /// Numbers of events since the mount.
     Counters,

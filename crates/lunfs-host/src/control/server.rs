@@ -1,14 +1,12 @@
 //! The answering side, on the core's thread.
 
-use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lunfs_core::{Error, FileId, HostStatus, LockStatus, StopReason, Volume};
+use lunfs_core::{Error, FileId, FileKind, HostStatus, Kind, LockStatus, StopReason, Volume};
 use lunfs_format::{BlockNo, SlotNo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,9 +14,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task;
 
-use super::{DIRECTORY, Request, Response, socket_path};
+use super::{Request, Response, socket_path};
 use crate::error::{HostError, Result};
+use crate::export::{Exports, Order, Protocol, Wanted};
 use crate::mount_table::Mount;
+use crate::socket::{Bound, Owner, Socket};
 
 /// Longest request line.
 const REQUEST_MAX: u64 = 64 << 10;
@@ -53,24 +53,18 @@ pub struct Unmount {
     pub told: oneshot::Receiver<()>,
 }
 
-/// The listening socket; removed when dropped.
+/// The listening socket; removed when dropped, unless its name belongs to another mount already:
+/// the kernel gives our number away once it has unmounted us.
 pub struct Control {
     socket: Socket,
     accepting: task::JoinHandle<()>,
-}
-
-/// A bound socket and its own number: once the kernel has unmounted us, our name may already
-/// belong to another mount. The listener keeps the number ours.
-pub(super) struct Socket {
-    path: PathBuf,
-    inode: u64,
-    listener: Rc<UnixListener>,
 }
 
 struct Served {
     volume: Rc<Volume>,
     about: About,
     mount: Mount,
+    exports: Rc<Exports>,
     unmounts: mpsc::UnboundedSender<Unmount>,
 }
 
@@ -81,12 +75,14 @@ impl Control {
         volume: &Rc<Volume>,
         about: About,
         mount: &Mount,
+        exports: &Rc<Exports>,
     ) -> Result<(Control, mpsc::UnboundedReceiver<Unmount>)> {
-        let socket = listen(socket_path(mount.device))?;
+        let socket = listen(&socket_path(mount.device))?;
         let listener = Rc::clone(&socket.listener);
         let (unmounts, wanted) = mpsc::unbounded_channel();
-        let volume = Rc::clone(volume);
-        let served = Rc::new(Served { volume, about, mount: mount.clone(), unmounts });
+        let (volume, exports) = (Rc::clone(volume), Rc::clone(exports));
+        let mount = mount.clone();
+        let served = Rc::new(Served { volume, about, mount, exports, unmounts });
         let accepting = task::spawn_local(accept(listener, served));
         Ok((Control { socket, accepting }, wanted))
     }
@@ -95,48 +91,16 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        if let Err(e) = self.socket.remove() {
-            let path = self.socket.path.display();
+        if let Err(e) = self.socket.name.remove() {
+            let path = self.socket.name.path().display();
             tracing::warn!(event = "control", "{path} stays behind: {e}");
         }
     }
 }
 
-impl Socket {
-    pub(super) fn remove(&self) -> io::Result<()> {
-        let _alone = lock_directory()?;
-        match fs::metadata(&self.path) {
-            Ok(about) if about.ino() == self.inode => fs::remove_file(&self.path),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Names in the directory change only under this lock: looking and removing are two steps.
-fn lock_directory() -> io::Result<File> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY)?;
-    let directory = File::open(DIRECTORY)?;
-    directory.lock()?;
-    Ok(directory)
-}
-
-pub(super) fn listen(path: PathBuf) -> Result<Socket> {
-    let bind = || -> io::Result<(UnixListener, u64)> {
-        let _alone = lock_directory()?;
-        // The number belongs to our mount now: what is there was left by a dead or ending one.
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok((listener, fs::metadata(&path)?.ino()))
-    };
-    match bind() {
-        Ok((listener, inode)) => Ok(Socket { path, inode, listener: Rc::new(listener) }),
-        Err(e) => Err(HostError::io(format!("cannot listen on {}", path.display()), e)),
-    }
+fn listen(path: &Path) -> Result<Socket> {
+    let bound = Bound::replacing(path).and_then(Bound::listen);
+    bound.map_err(|e| HostError::io(format!("cannot listen on {}", path.display()), e))
 }
 
 async fn accept(listener: Rc<UnixListener>, served: Rc<Served>) {
@@ -181,11 +145,13 @@ fn line_of(response: &Response) -> Vec<u8> {
 }
 
 async fn converse(mut stream: UnixStream, served: &Served) -> io::Result<()> {
+    let caller = stream.peer_cred()?;
+    let owner = Owner { uid: caller.uid(), gid: caller.gid() };
     let mut line = String::new();
     let mut reader = BufReader::new((&mut stream).take(REQUEST_MAX));
     tokio::time::timeout(ASK_MAX, reader.read_line(&mut line)).await??;
     let (response, _told) = match serde_json::from_str(&line) {
-        Ok(request) => served.answer(request).await,
+        Ok(request) => served.answer(request, owner).await,
         Err(e) => (Response::Error(format!("this is no request: {e}")), None),
     };
     // Who asks and does not listen must not keep the answer here for ever.
@@ -194,13 +160,25 @@ async fn converse(mut stream: UnixStream, served: &Served) -> io::Result<()> {
 
 impl Served {
     /// The second value is dropped when the response has been sent.
-    async fn answer(&self, request: Request) -> (Response, Option<oneshot::Sender<()>>) {
+    async fn answer(
+        &self,
+        request: Request,
+        owner: Owner,
+    ) -> (Response, Option<oneshot::Sender<()>>) {
         let outcome = match request {
             Request::Info => self.info().await,
             Request::Hosts => self.hosts().await,
             Request::Locks { path } => self.locks(path.as_deref()).await,
             Request::Counters => Ok(self.counters()),
             Request::Sync => self.volume.sync().await.map(|()| Value::Null),
+            Request::Exports => Ok(self.exports.list()),
+            Request::Export { protocol, path, socket, read_only } => {
+                let socket = PathBuf::from(socket);
+                return (self.export((protocol, read_only), path, socket, owner).await, None);
+            }
+            Request::Unexport { socket, path, force } => {
+                return (self.unexport(socket, path, force).await, None);
+            }
             Request::Unmount { force, deadline_ms } => {
                 return self.unmount(force, Duration::from_millis(deadline_ms)).await;
             }
@@ -223,6 +201,43 @@ impl Served {
         drop(self.unmounts.send(Unmount { force, deadline, answer, told }));
         let ending = || Response::Error("this mount is ending already".into());
         (answered.await.unwrap_or_else(|_| ending()), Some(sent))
+    }
+
+    async fn export(
+        &self,
+        (protocol, read_only): (Protocol, bool),
+        path: String,
+        socket: PathBuf,
+        owner: Owner,
+    ) -> Response {
+        let file = match self.find_plain(&path).await {
+            Ok(file) => file,
+            Err(e) => return Response::Error(e.to_string()),
+        };
+        let order = Order { protocol, file, path, socket, read_only, owner };
+        self.exports.start(order).await.map_or_else(|e| Response::Error(e.sentence()), Response::Ok)
+    }
+
+    async fn unexport(
+        &self,
+        socket: Option<String>,
+        path: Option<String>,
+        force: bool,
+    ) -> Response {
+        let wanted = match (socket, path) {
+            (Some(socket), None) => Wanted::Socket(socket.into()),
+            // The name may be gone; the export is not.
+            (None, Some(path)) => {
+                let now = self.find(&path).await.ok();
+                Wanted::File(path, now)
+            }
+            _ => return Response::Error("this names no export: a socket or a path does".into()),
+        };
+        match self.exports.end(&wanted, force).await {
+            Ok(0) => Response::Error("this is not exported".into()),
+            Ok(count) => Response::Ok(json!({ "ended": count })),
+            Err(e) => Response::Refused(e.sentence()),
+        }
     }
 
     async fn info(&self) -> lunfs_core::Result<Value> {
@@ -277,6 +292,14 @@ impl Served {
     fn counters(&self) -> Value {
         let list = self.volume.counters().list();
         list.into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect()
+    }
+
+    async fn find_plain(&self, path: &str) -> lunfs_core::Result<FileId> {
+        let file = self.find(path).await?;
+        match self.volume.getattr(file).await?.kind {
+            FileKind::File => Ok(file),
+            _ => Err(Error::new(Kind::Invalid, format!("{path} is no plain file"))),
+        }
     }
 
     /// Walks a path below the mount point; links are not followed.

@@ -15,6 +15,20 @@ fn requests_are_plain_json() {
             r#"{"op":"unmount","force":true,"deadline_ms":500}"#,
             Request::Unmount { force: true, deadline_ms: 500 },
         ),
+        (
+            r#"{"op":"export","protocol":"nbd","path":"a/b","socket":"/run/b.sock"}"#,
+            Request::Export {
+                protocol: Protocol::Nbd,
+                path: "a/b".into(),
+                socket: "/run/b.sock".into(),
+                read_only: false,
+            },
+        ),
+        (r#"{"op":"exports"}"#, Request::Exports),
+        (
+            r#"{"op":"unexport","path":"a/b"}"#,
+            Request::Unexport { socket: None, path: Some("a/b".into()), force: false },
+        ),
     ];
     for (line, request) in cases {
         assert_eq!(from_str::<Request>(line).unwrap(), request);
@@ -52,12 +66,12 @@ fn an_ending_mount_leaves_the_socket_of_its_successor_alone() {
     crate::scratch::block_on(async {
         // No kernel hands out such a number.
         let path = socket_path((u32::MAX, std::process::id()));
-        let old = server::listen(path.clone()).unwrap();
-        let new = server::listen(path.clone()).unwrap();
-        old.remove().unwrap();
+        let listen = || crate::socket::Bound::replacing(&path).unwrap().listen().unwrap();
+        let (old, new) = (listen(), listen());
+        old.name.remove().unwrap();
         assert!(path.exists(), "it is the successor's");
-        new.remove().unwrap();
+        new.name.remove().unwrap();
         assert!(!path.exists());
-        new.remove().expect("and gone is gone");
+        new.name.remove().expect("and gone is gone");
     });
 }
