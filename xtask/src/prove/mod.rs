@@ -15,6 +15,7 @@ mod ledger;
 mod life;
 mod model;
 mod mutations;
+mod nbd;
 mod qemu;
 mod readme;
 mod simulator;
@@ -86,6 +87,8 @@ pub enum Need {
     Qemu,
     /// A kernel for a guest.
     Guest,
+    /// The clients of network block devices.
+    Nbd,
 }
 
 struct Scenario {
@@ -122,6 +125,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "rsync, tar and git keep what they were given",
         needs: MOUNTS,
         run: tools::run,
+    },
+    Scenario {
+        name: "nbd",
+        shows: "nbdcopy, qemu-img and libnbd find in an exported file what they put there",
+        needs: &[Need::Root, Need::Fuse, Need::Nbd],
+        run: nbd::run,
     },
     Scenario {
         name: "kill-group",
@@ -274,6 +283,7 @@ fn lack(need: Need) -> Option<String> {
             "/dev/loop-control is missing: `modprobe loop`",
         ),
         Need::Qemu => return crate::tools::install_qemu().err().map(|why| format!("{why:#}")),
+        Need::Nbd => return crate::tools::install_nbd().err().map(|why| format!("{why:#}")),
         Need::Guest => return guest::kernel().err().map(|why| format!("no kernel: {why:#}")),
     };
     (!is_there).then(|| why.to_owned())
