@@ -6,6 +6,7 @@ use lunfs_format::{Content, Descriptor, FileKind as Stored, Tree};
 
 use crate::allocate::Purpose;
 use crate::data::Held;
+use crate::disk::Contents;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Wish;
 use crate::tree::{self, NodeStore};
@@ -40,6 +41,7 @@ impl Volume {
             ctime: body.ctime,
             btime: body.btime,
             parent: FileId { addr: body.parent, birth: body.parent_birth },
+            is_disk: body.top.is_some(),
         }
     }
 
@@ -55,7 +57,25 @@ impl Volume {
 
     /// Attributes of a file.
     pub async fn getattr(&self, file: FileId) -> Result<Attr> {
-        self.reading(file, async |view| Ok(self.attr_of(file, &view.body))).await
+        loop {
+            let (attr, top) = self
+                .reading(file, async |view| Ok((self.attr_of(file, &view.body), view.body.top)))
+                .await?;
+            let Some(top) = top.map(FileId::from) else { return Ok(attr) };
+            let of_top = self.reading(top, async |view| Ok(self.attr_of(top, &view.body))).await;
+            match of_top {
+                // Another top took its place, and it was freed.
+                Err(e) if e.kind == Kind::Stale && !self.has_top(file, top).await? => {}
+                Err(e) if e.kind == Kind::Stale => {
+                    return Err(Error::damaged(file.addr.plus(1), "the top of a disk is gone"));
+                }
+                of_top => return Ok(of_disk(attr, &of_top?)),
+            }
+        }
+    }
+
+    async fn has_top(&self, disk: FileId, top: FileId) -> Result<bool> {
+        self.reading(disk, async |view| Ok(view.body.top == Some(top.into()))).await
     }
 
     /// Changes attributes; a size cuts or extends the file.
@@ -63,25 +83,36 @@ impl Volume {
         self.writable()?;
         self.with_space(async || {
             let guard = self.hold(Wish::from(file)).await?;
-            let old = self.current(file).size;
+            let is_of_contents = set.size.is_some() || set.mtime.is_some();
+            let held = match self.current(file).top {
+                Some(_) if is_of_contents => {
+                    drop(guard);
+                    self.hold_contents(file).await?
+                }
+                _ => Contents::of_file(file, guard),
+            };
             if let Some(size) = set.size
-                && size != old
+                && size != self.current(held.id).size
             {
-                self.truncate(&guard, file, size).await?;
+                self.truncate(&held.guard, held.id, size).await?;
             }
             let now = self.wall();
-            let body = self.inode(file).change(
+            if let Some(mtime) = set.mtime {
+                let inode = self.inode(held.id);
+                inode.change(|| self.cached_descriptor(held.id.addr), |p| p.body.mtime = mtime);
+            }
+            self.inode(file).change(
                 || self.cached_descriptor(file.addr),
                 |p| {
                     apply(&mut p.body, &set);
                     p.body.ctime = set.ctime.unwrap_or(now);
-                    p.body.clone()
                 },
             );
             self.note_dirty();
-            Ok(self.attr_of(file, &body))
+            Ok(())
         })
-        .await
+        .await?;
+        self.getattr(file).await
     }
 
     /// The value of an extended attribute.
@@ -178,6 +209,18 @@ impl Volume {
     }
 }
 
+/// A disk has its size, its space and its times of writing from its top.
+fn of_disk(disk: Attr, top: &Attr) -> Attr {
+    let later = (disk.ctime.seconds, disk.ctime.nanos) > (top.ctime.seconds, top.ctime.nanos);
+    Attr {
+        size: top.size,
+        blocks: disk.blocks + top.blocks,
+        mtime: top.mtime,
+        ctime: if later { disk.ctime } else { top.ctime },
+        ..disk
+    }
+}
+
 fn apply(body: &mut Descriptor, set: &SetAttr) {
     if let Some(mode) = set.mode {
         body.mode = mode & 0o7777;
@@ -190,9 +233,6 @@ fn apply(body: &mut Descriptor, set: &SetAttr) {
     }
     if let Some(atime) = set.atime {
         body.atime = atime;
-    }
-    if let Some(mtime) = set.mtime {
-        body.mtime = mtime;
     }
     assert!(body.kind != Stored::Void, "a deleted file has no attributes to set");
 }

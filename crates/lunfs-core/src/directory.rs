@@ -37,14 +37,14 @@ const NAME_MAX: usize = 255;
 const LINKS_MAX: u32 = 65_000;
 
 /// A directory being changed: its new body and how its entries change.
-struct Dir {
+pub(crate) struct Dir {
     id: FileId,
     body: Descriptor,
     entries: Tree,
 }
 
 impl Dir {
-    fn into_body(self) -> Descriptor {
+    pub(crate) fn into_body(self) -> Descriptor {
         Descriptor { content: Content::Tree(self.entries), ..self.body }
     }
 }
@@ -74,7 +74,7 @@ impl Volume {
     }
 
     /// For names that are to be made.
-    fn checked_name(name: &[u8]) -> Result<()> {
+    pub(crate) fn checked_name(name: &[u8]) -> Result<()> {
         Self::checked_length(name)?;
         if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
             return Err(Error::new(Kind::Invalid, "not a name"));
@@ -82,7 +82,7 @@ impl Volume {
         Ok(())
     }
 
-    async fn find(&self, view: &View<'_>, name: &[u8]) -> Result<Option<FileId>> {
+    pub(crate) async fn find(&self, view: &View<'_>, name: &[u8]) -> Result<Option<FileId>> {
         if view.body.kind != lunfs_format::FileKind::Directory {
             return Err(Kind::NotDirectory.into());
         }
@@ -90,7 +90,7 @@ impl Volume {
         value.map(|v| decode_entry(view.id, &v)).transpose().map(|e| e.map(|(id, _)| id))
     }
 
-    async fn find_held(&self, dir: FileId, name: &[u8]) -> Result<Option<FileId>> {
+    pub(crate) async fn find_held(&self, dir: FileId, name: &[u8]) -> Result<Option<FileId>> {
         let entries = entries_of(&self.current(dir));
         let store = Held { volume: self, id: dir };
         let value = tree::get(&store, &entries, &self.key(name)).await?;
@@ -150,7 +150,7 @@ impl Volume {
         .await
     }
 
-    fn opened(&self, id: FileId) -> Result<Dir> {
+    pub(crate) fn opened(&self, id: FileId) -> Result<Dir> {
         let body = self.current(id);
         if body.kind != lunfs_format::FileKind::Directory {
             return Err(Kind::NotDirectory.into());
@@ -162,7 +162,7 @@ impl Volume {
         Ok(Dir { id, body, entries })
     }
 
-    async fn insert(
+    pub(crate) async fn insert(
         &self,
         tx: &mut Transaction<'_>,
         dir: &mut Dir,
@@ -225,13 +225,13 @@ impl Volume {
             body.ctime = self.wall();
             tx.put_descriptor(dir.addr, parent.into_body());
             tx.put_descriptor(file.addr, body);
-            tx.finish().await?;
-            Ok(self.attr_of(file, &self.current(file)))
+            tx.finish().await
         })
-        .await
+        .await?;
+        self.getattr(file).await
     }
 
-    async fn write_back_all(&self, guards: &[WriteGuard]) -> Result<()> {
+    pub(crate) async fn write_back_all(&self, guards: &[WriteGuard]) -> Result<()> {
         for guard in guards {
             if guard.entry.object == LockObject::Descriptor {
                 self.write_back(guard).await?;
@@ -266,6 +266,7 @@ impl Volume {
                 };
                 self.write_back_all(&guards).await?;
                 if self.find_held(dir, name).await? == Some(id) {
+                    self.used_by_nobody_else(&self.current(id)).await?;
                     return self.remove_entry(dir, name, id, directory).await;
                 }
             }

@@ -92,6 +92,9 @@ pub(crate) fn empty_directory(
         btime: now,
         parent: at,
         parent_birth: birth,
+        top: None,
+        user: None,
+        layer: lunfs_format::Layer::default(),
         content: Content::Empty,
         xattrs: Tree::Empty,
     }

@@ -63,6 +63,8 @@ pub struct Inode {
     pub opens: Cell<u32>,
     /// Flushes begun when data was last written.
     pub written: Cell<Option<u64>>,
+    /// Of a disk: the top that this host last used.
+    pub top: Cell<Option<FileId>>,
     /// Its last name is gone; its space goes with the last handle.
     pub unlinked: Cell<bool>,
     /// Changes that are not in a transaction yet.
@@ -115,6 +117,7 @@ impl Volume {
                     id,
                     opens: Cell::new(0),
                     written: Cell::new(None),
+                    top: Cell::new(None),
                     unlinked: Cell::new(false),
                     pending: RefCell::new(None),
                 })
@@ -124,10 +127,17 @@ impl Volume {
 
     /// Forgets files that nobody has open and that have nothing pending.
     pub(crate) fn trim_inodes(&self) {
-        self.inodes.borrow_mut().retain(|_, inode| {
-            // Data that was overwritten in place leaves no delta: fsync must still flush it.
+        // Data that was overwritten in place leaves no delta: fsync must still flush it.
+        let is_needed = |inode: &Rc<Inode>| {
             let unflushed = inode.written.get().is_some_and(|w| !self.io.is_flushed_after(w));
             unflushed || inode.opens.get() > 0 || inode.is_dirty() || Rc::strong_count(inode) > 1
+        };
+        let mut inodes = self.inodes.borrow_mut();
+        let needed: BTreeSet<FileId> =
+            inodes.values().filter(|inode| is_needed(inode)).map(|inode| inode.id).collect();
+        // A disk leads to what is pending of its top.
+        inodes.retain(|id, inode| {
+            needed.contains(id) || inode.top.get().is_some_and(|top| needed.contains(&top))
         });
     }
 

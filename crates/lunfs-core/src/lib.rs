@@ -32,6 +32,7 @@ pub mod claim;
 mod counters;
 mod data;
 mod directory;
+mod disk;
 pub mod env;
 mod error;
 mod format;
@@ -57,6 +58,7 @@ mod view;
 mod volume;
 
 pub use counters::Counters;
+pub use disk::SnapshotStatus;
 pub use error::{Error, Kind, Result};
 pub use format::{FormatOptions, format_volume, read_superblock};
 pub use types::{

@@ -84,6 +84,13 @@ pub struct WriteGuard {
     _guard: OwnedRwLockWriteGuard<()>,
 }
 
+impl WriteGuard {
+    /// Leave to read only, without a moment in between.
+    pub fn downgrade(self) -> ReadGuard {
+        ReadGuard { entry: self.entry, _guard: self._guard.downgrade() }
+    }
+}
+
 /// All locks that this host knows.
 #[derive(Default)]
 pub struct Locks {
@@ -118,7 +125,8 @@ impl Locks {
         here.clone().find(|e| e.held.get().is_some()).or_else(|| here.next()).cloned()
     }
 
-    fn exactly(&self, wish: Wish) -> Option<Rc<Entry>> {
+    /// The entry of the lock that is meant.
+    pub fn exactly(&self, wish: Wish) -> Option<Rc<Entry>> {
         self.entries.borrow().get(&(wish.addr, wish.birth)).cloned()
     }
 

@@ -192,6 +192,15 @@ impl Volume {
 
     /// Frees a file without links: contents, attributes, then the descriptor itself.
     pub(crate) async fn reap(&self, id: FileId) -> Result<()> {
+        match self.give_up_layers(id).await {
+            // The disk is gone, or another task has just given them up: the disk itself will tell.
+            Err(e) if e.kind == Kind::Stale => {}
+            other => other?,
+        }
+        match self.leave_below(id).await {
+            Err(e) if e.kind == Kind::Stale => {}
+            other => other?,
+        }
         let guard = match self.hold(Wish::from(id)).await {
             Ok(guard) => guard,
             Err(e) if e.kind == Kind::Stale => return self.reap_void(id).await,
@@ -201,7 +210,17 @@ impl Volume {
             // What was never in a transaction dies with the file.
             *inode.pending.borrow_mut() = None;
         }
-        if self.current(id).nlink > 0 {
+        let body = self.current(id);
+        if body.top.is_some() {
+            return Err(Error::damaged(id.addr, "a disk that is listed as an orphan has a top"));
+        }
+        if body.layer.names > 0 || body.layer.children > 0 {
+            return Err(Error::damaged(
+                id.addr,
+                "a layer is listed as an orphan and has referrers",
+            ));
+        }
+        if body.nlink > 0 {
             return Err(Error::damaged(id.addr, "it is listed as an orphan and has a name"));
         }
         while self.empty_some(id).await? {
@@ -244,7 +263,7 @@ impl Volume {
                     tree::last(&seen, &tree, None).await?
                 };
                 let Some((key, value)) = last else { break };
-                if body.kind == FileKind::File {
+                if matches!(body.kind, FileKind::File | FileKind::Layer) {
                     let damaged = |e| Error::damaged(id.addr, format!("a map entry: {e}"));
                     let entry = MapEntry::decode(&value).map_err(damaged)?;
                     if let Some(start) = entry.block {
@@ -272,6 +291,7 @@ impl Volume {
             nlink: 0,
             size: 0,
             blocks: 0,
+            layer: lunfs_format::Layer::default(),
             content: Content::Empty,
             xattrs: Tree::Empty,
             version: Version::default(),
@@ -288,6 +308,7 @@ impl Volume {
         guard.entry.set_held(None);
         self.cache.borrow_mut().forget_lock(id.addr);
         self.locks.forget(id.addr);
+        self.forget_stack(id.addr);
         self.inodes.borrow_mut().remove(&id);
         Ok(())
     }

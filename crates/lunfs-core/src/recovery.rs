@@ -67,6 +67,10 @@ impl Volume {
         if slot == self.me().slot {
             return Ok(());
         }
+        if slot.0 >= self.sb.slot_count {
+            let why = format!("something names slot {slot}, of {}", self.sb.slot_count);
+            return Err(Error::damage(why));
+        }
         let submitted = self.now();
         let seen = self.region.read(&self.io, slot).await?;
         let Some(pulse) = seen.pulse else {

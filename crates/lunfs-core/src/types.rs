@@ -54,7 +54,7 @@ impl FileKind {
             F::Socket => FileKind::Socket,
             F::CharDevice => FileKind::CharDevice,
             F::BlockDevice => FileKind::BlockDevice,
-            F::Void => return None,
+            F::Void | F::Layer => return None,
         })
     }
 }
@@ -90,6 +90,8 @@ pub struct Attr {
     pub btime: Timestamp,
     /// Of directories: the parent.
     pub parent: FileId,
+    /// It is a disk: it can have snapshots and clones.
+    pub is_disk: bool,
 }
 
 /// Attributes to change.
@@ -162,7 +164,7 @@ pub enum Fallocate {
     },
     /// The range reads zero and its space is given back.
     PunchHole,
-    /// The range reads zero.
+    /// The range reads zero, and has space of its own as after `Allocate`.
     ZeroRange {
         /// The size stays.
         keep_size: bool,

@@ -72,6 +72,14 @@ pub struct View<'v> {
     hold: Hold,
 }
 
+impl<'v> View<'v> {
+    /// An object whose guard the caller had.
+    pub fn held(volume: &'v Volume, id: FileId, guard: ReadGuard) -> View<'v> {
+        let body = Rc::new(volume.current(id));
+        View { volume, id, body, hold: Hold::Held { _guard: guard } }
+    }
+}
+
 impl View<'_> {
     /// Is what was read through this view consistent?
     pub async fn is_valid(&self) -> Result<bool> {
@@ -132,8 +140,7 @@ impl Volume {
         let (mut torn, mut asked) = (0, 0);
         loop {
             if let Some(guard) = self.read_held(wish).await {
-                let body = Rc::new(self.current(id));
-                return Ok(View { volume: self, id, body, hold: Hold::Held { _guard: guard } });
+                return Ok(View::held(self, id, guard));
             }
             match self.look_unheld(id).await? {
                 Look::Seen(body, lock) => {
@@ -228,9 +235,7 @@ impl Volume {
         loop {
             drop(self.hold(Wish::from(id)).await?);
             if let Some(guard) = self.read_held(Wish::from(id)).await {
-                let body = Rc::new(self.current(id));
-                let hold = Hold::Held { _guard: guard };
-                return read(&View { volume: self, id, body, hold }).await;
+                return read(&View::held(self, id, guard)).await;
             }
         }
     }

@@ -9,11 +9,12 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join_all};
-use lunfs_format::{Geometry, Holder, PulseState, SlotNo, Superblock, Timestamp};
+use lunfs_format::{BlockNo, Geometry, Holder, PulseState, SlotNo, Superblock, Timestamp};
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::allocate::{Allocator, available_of};
 use crate::counters::Counters;
+use crate::disk::Stack;
 use crate::env::Instant;
 use crate::error::{Error, Kind, Result};
 use crate::inode::Inode;
@@ -81,6 +82,8 @@ pub struct Volume {
     pub(crate) alloc: RefCell<Allocator>,
     pub(crate) readings: RefCell<Readings>,
     pub(crate) inodes: RefCell<BTreeMap<FileId, Rc<Inode>>>,
+    /// What is below the tops and in the snapshots that this host holds, and by which lock.
+    pub(crate) stacks: RefCell<BTreeMap<FileId, (BlockNo, Rc<Stack>)>>,
     pub(crate) journal_cell: OnceCell<Rc<Journal>>,
     pub(crate) orphans_cell: OnceCell<FileId>,
     /// The incarnation that each slot was seen to have reached, and the count of `lives_learned`
@@ -146,6 +149,7 @@ impl Volume {
             cache: RefCell::default(),
             readings: RefCell::default(),
             inodes: RefCell::default(),
+            stacks: RefCell::default(),
             journal_cell: OnceCell::new(),
             orphans_cell: OnceCell::new(),
             known: RefCell::default(),
@@ -366,6 +370,7 @@ impl Volume {
         let inode = self.inode(file);
         inode.opens.set(inode.opens.get().saturating_sub(1));
         self.reap_if_closed(file);
+        self.leave_disk(file);
     }
 
     /// Everything acknowledged so far survives any crash from now on.

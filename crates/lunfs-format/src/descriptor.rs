@@ -5,22 +5,22 @@
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 
+use crate::content::{Content, FORM_BYTES, Tree};
 use crate::error::{DecodeError, must_be_valid, require};
 use crate::header::{Heading, RawHeader, Structure, kind, make, open, require_zero};
+use crate::layer::{Layer, LayerRef};
 use crate::layout::{Layout, numbered, raw};
-use crate::node::{INLINE_HEADER, Node};
-use crate::units::{BLOCK, Block, BlockNo, Timestamp, Version, VolumeId};
+use crate::units::{
+    BLOCK, Block, BlockNo, Holder, Incarnation, SlotNo, Timestamp, Version, VolumeId,
+};
 
 /// Bytes for content and extended attributes in a descriptor.
 pub const AREA: usize = 3840;
 
-const FORM_NOTHING: u16 = 0;
-const FORM_BYTES: u16 = 1;
-const FORM_NODE: u16 = 2;
-const FORM_ROOT: u16 = 3;
-
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
 const MODE_MAX: u32 = 0o7777;
+/// The map of a layer does not change any more.
+const FLAG_FROZEN: u16 = 1;
 /// Largest size of a file; directories have fewer entries.
 pub const SIZE_MAX: u64 = 1 << 56;
 
@@ -36,7 +36,7 @@ raw! {
     RawDescriptor, LAYOUT, "Descriptor" {
         header: RawHeader,
         r#type: U16,
-        flags: U16 = zero,
+        flags: U16,
         mode: U32,
         uid: U32,
         gid: U32,
@@ -51,14 +51,22 @@ raw! {
         btime: RawTimestamp,
         parent: U64,
         parent_birth: U64,
-        layer: [u8; 16] = zero,
-        layer_parent: U64 = zero,
-        layer_visible: U64 = zero,
+        top: U64,
+        top_birth: U64,
+        user_slot: U32,
+        reserved2: U32 = zero,
+        user_incarnation: U64,
         content_form: U16,
         content_len: U16,
         xattr_form: U16,
         xattr_len: U16,
-        reserved2: [u8; 40] = zero,
+        visible: U64,
+        children: U32,
+        names: U32,
+        children_addresses: U64,
+        children_births: U64,
+        depth: U32,
+        reserved3: U32 = zero,
         area: [u8; AREA],
     }
 }
@@ -90,33 +98,9 @@ numbered! {
         BlockDevice = 7,
         /// Nothing any more.
         Void = 8,
+        /// A layer of disks.
+        Layer = 9,
     }
-}
-
-/// Where a tree starts.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Tree {
-    /// It has no entries.
-    #[default]
-    Empty,
-    /// Its root node lies in the descriptor.
-    Inline(Node),
-    /// Its root node lies in a block of its own.
-    Root(BlockNo),
-}
-
-/// What a descriptor holds besides extended attributes.
-///
-/// `Empty` and `Tree(Tree::Empty)` are the same bytes and read back as `Empty`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Content {
-    /// Nothing.
-    #[default]
-    Empty,
-    /// The bytes of a small file, or the target of a symlink.
-    Bytes(Vec<u8>),
-    /// The map of a file, or the entries of a directory.
-    Tree(Tree),
 }
 
 /// A file, directory, symlink or device node.
@@ -154,6 +138,12 @@ pub struct Descriptor {
     pub parent: BlockNo,
     /// Directories: birth of the parent.
     pub parent_birth: u64,
+    /// Disks: the layer that holds the contents. Then the content is the table of snapshots.
+    pub top: Option<LayerRef>,
+    /// Disks: who uses it, in which life.
+    pub user: Option<Holder>,
+    /// Layers: what they are to each other. What is below is the parent on disk.
+    pub layer: Layer,
     /// What it holds.
     pub content: Content,
     /// Extended attributes.
@@ -182,10 +172,13 @@ impl Descriptor {
             return Err(DecodeError::field("xattr_len", raw.xattr_len));
         };
         require_zero(unused, BLOCK - unused.len())?;
+        let kind = FileKind::from_number(raw.r#type)?;
+        let is_layer = kind == FileKind::Layer;
+        let parent = LayerRef::of(raw.parent, raw.parent_birth);
         let descriptor = Descriptor {
             version: raw.header.version(),
             owner: raw.header.owner(),
-            kind: FileKind::from_number(raw.r#type)?,
+            kind,
             mode: raw.mode.get(),
             uid: raw.uid.get(),
             gid: raw.gid.get(),
@@ -197,11 +190,28 @@ impl Descriptor {
             mtime: raw.mtime.into(),
             ctime: raw.ctime.into(),
             btime: raw.btime.into(),
-            parent: BlockNo(raw.parent.get()),
-            parent_birth: raw.parent_birth.get(),
+            parent: BlockNo(if is_layer { 0 } else { raw.parent.get() }),
+            parent_birth: if is_layer { 0 } else { raw.parent_birth.get() },
+            top: LayerRef::of(raw.top, raw.top_birth),
+            user: raw.user(),
+            layer: Layer {
+                frozen: raw.flags.get() & FLAG_FROZEN != 0,
+                below: parent.filter(|_| is_layer),
+                visible: raw.visible.get(),
+                children: raw.children.get(),
+                names: raw.names.get(),
+                children_addresses: raw.children_addresses.get(),
+                children_births: raw.children_births.get(),
+                depth: raw.depth.get(),
+            },
             content: Content::decode(raw.content_form.get(), content)?,
             xattrs: Tree::decode("xattr_form", "xattr_len", raw.xattr_form.get(), xattrs)?,
         };
+        require(raw.flags.get() & !FLAG_FROZEN == 0, "flags", raw.flags)?;
+        require(descriptor.top.is_some() || raw.top_birth.get() == 0, "top_birth", raw.top_birth)?;
+        require(descriptor.user.is_some() || raw.user_slot.get() == 0, "user_slot", raw.user_slot)?;
+        let is_orphan = is_layer && parent.is_none();
+        require(!is_orphan || raw.parent_birth.get() == 0, "parent_birth", raw.parent_birth)?;
         descriptor.check()?;
         Ok(descriptor)
     }
@@ -219,6 +229,7 @@ impl Descriptor {
         self.xattrs.encode(&mut area);
         make(heading, |raw: &mut RawDescriptor| {
             raw.r#type = u16::from(self.kind.number()).into();
+            raw.flags = if self.layer.frozen { FLAG_FROZEN } else { 0 }.into();
             raw.mode = self.mode.into();
             raw.uid = self.uid.into();
             raw.gid = self.gid.into();
@@ -230,8 +241,21 @@ impl Descriptor {
             raw.mtime = self.mtime.into();
             raw.ctime = self.ctime.into();
             raw.btime = self.btime.into();
-            raw.parent = self.parent.0.into();
-            raw.parent_birth = self.parent_birth.into();
+            (raw.parent, raw.parent_birth) = match self.kind {
+                FileKind::Layer => LayerRef::raw(self.layer.below),
+                _ => (self.parent.0.into(), self.parent_birth.into()),
+            };
+            (raw.top, raw.top_birth) = LayerRef::raw(self.top);
+            if let Some(user) = self.user {
+                raw.user_slot = user.slot.0.into();
+                raw.user_incarnation = user.incarnation.0.into();
+            }
+            raw.visible = self.layer.visible.into();
+            raw.children = self.layer.children.into();
+            raw.names = self.layer.names.into();
+            raw.children_addresses = self.layer.children_addresses.into();
+            raw.children_births = self.layer.children_births.into();
+            raw.depth = self.layer.depth.into();
             raw.content_form = self.content.form().into();
             raw.content_len = (self.content.len() as u16).into();
             raw.xattr_form = self.xattrs.form().into();
@@ -254,101 +278,42 @@ impl Descriptor {
             require(time.nanos < NANOS_PER_SECOND, field, time.nanos)?;
         }
         let may_have_bytes = matches!(self.kind, FileKind::File | FileKind::Symlink);
+        self.check_layers()?;
         let has_bytes = matches!(self.content, Content::Bytes(_));
+        let may_have_bytes = may_have_bytes && self.top.is_none();
         require(!has_bytes || may_have_bytes, "content_form", FORM_BYTES)?;
         if let Content::Tree(tree) = &self.content {
             tree.check()?;
         }
         self.xattrs.check()
     }
-}
 
-impl Content {
-    fn form(&self) -> u16 {
-        match self {
-            Content::Empty => FORM_NOTHING,
-            Content::Bytes(_) => FORM_BYTES,
-            Content::Tree(tree) => tree.form(),
+    fn check_layers(&self) -> Result<(), DecodeError> {
+        let top = self.top.map_or(0, |top| top.addr.0);
+        require(top == 0 || self.kind == FileKind::File, "top", top)?;
+        let user = self.user.map_or(0, |user| user.incarnation.0);
+        require(user == 0 || top != 0, "user_incarnation", user)?;
+        let layer = &self.layer;
+        if self.kind != FileKind::Layer {
+            require(!layer.frozen, "flags", FLAG_FROZEN)?;
+            require(layer.visible == 0, "visible", layer.visible)?;
+            require(layer.children == 0, "children", layer.children)?;
+            require(layer.names == 0, "names", layer.names)?;
+            require(layer.depth == 0, "depth", layer.depth)?;
         }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Content::Empty => 0,
-            Content::Bytes(bytes) => bytes.len(),
-            Content::Tree(tree) => tree.len(),
-        }
-    }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Content::Empty => {}
-            Content::Bytes(bytes) => out.extend(bytes),
-            Content::Tree(tree) => tree.encode(out),
-        }
-    }
-
-    fn decode(form: u16, bytes: &[u8]) -> Result<Content, DecodeError> {
-        if form == FORM_BYTES {
-            return Ok(Content::Bytes(bytes.to_vec()));
-        }
-        Ok(match Tree::decode("content_form", "content_len", form, bytes)? {
-            Tree::Empty => Content::Empty,
-            tree => Content::Tree(tree),
-        })
+        require(layer.visible <= SIZE_MAX, "visible", layer.visible)?;
+        let births = layer.children_births;
+        require(layer.children > 0 || births == 0, "children_births", births)?;
+        let addresses = layer.children_addresses;
+        require(layer.children > 0 || addresses == 0, "children_addresses", addresses)
     }
 }
 
-impl Tree {
-    fn form(&self) -> u16 {
-        match self {
-            Tree::Empty => FORM_NOTHING,
-            Tree::Inline(_) => FORM_NODE,
-            Tree::Root(_) => FORM_ROOT,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Tree::Empty => 0,
-            Tree::Inline(node) => INLINE_HEADER + node.encoded_len(),
-            Tree::Root(_) => size_of::<U64>(),
-        }
-    }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Tree::Empty => {}
-            Tree::Inline(node) => node.encode_inline(out),
-            Tree::Root(root) => out.extend(root.0.to_le_bytes()),
-        }
-    }
-
-    fn decode(
-        form_field: &'static str,
-        len_field: &'static str,
-        form: u16,
-        bytes: &[u8],
-    ) -> Result<Tree, DecodeError> {
-        let bad_len = || DecodeError::field(len_field, bytes.len() as u64);
-        match form {
-            FORM_NOTHING if bytes.is_empty() => Ok(Tree::Empty),
-            FORM_NOTHING => Err(bad_len()),
-            FORM_NODE => Node::decode_inline(bytes).map(Tree::Inline),
-            FORM_ROOT => {
-                let root = U64::read_from_bytes(bytes).map_err(|_| bad_len())?;
-                Ok(Tree::Root(BlockNo(root.get())))
-            }
-            other => Err(DecodeError::field(form_field, other)),
-        }
-    }
-
-    fn check(&self) -> Result<(), DecodeError> {
-        match self {
-            Tree::Empty => Ok(()),
-            Tree::Inline(node) => node.check(),
-            Tree::Root(root) => require(root.0 != 0, "root", root.0),
-        }
+impl RawDescriptor {
+    fn user(&self) -> Option<Holder> {
+        let incarnation = Incarnation(self.user_incarnation.get());
+        let slot = SlotNo(self.user_slot.get());
+        (incarnation.0 != 0).then_some(Holder { slot, incarnation })
     }
 }
 
@@ -412,7 +377,8 @@ impl EntryValue {
 
     fn check(&self) -> Result<(), DecodeError> {
         require(self.addr.0 != 0, "address", self.addr.0)?;
-        require(self.kind != FileKind::Void, "type", self.kind.number())
+        let has_names = !matches!(self.kind, FileKind::Void | FileKind::Layer);
+        require(has_names, "type", self.kind.number())
     }
 }
 
@@ -443,7 +409,8 @@ mod tests {
     }
 
     disk_tests! {
-        LAYOUT, samples::directory(), samples::symlink(), mapped(), device();
+        LAYOUT, samples::directory(), samples::symlink(), mapped(), device(), samples::disk(),
+            samples::layer();
         encode: |descriptor: &Descriptor, volume, at| descriptor.encode(volume, BlockNo(at)),
         decode: |bytes: &[u8], volume, at| Descriptor::decode(bytes, volume, BlockNo(at)),
     }
@@ -457,7 +424,19 @@ mod tests {
         let bytes = samples::directory().encode(VOLUME, AT_BLOCK);
         for (field, value) in [
             ("type", 0),
-            ("type", 9),
+            ("type", 10),
+            ("flags", 1),
+            ("flags", 2),
+            ("top", 77),
+            ("top_birth", 1),
+            ("user_slot", 3),
+            ("user_incarnation", 3),
+            ("visible", 4096),
+            ("children", 1),
+            ("names", 1),
+            ("children_addresses", 1),
+            ("children_births", 1),
+            ("depth", 1),
             ("mode", 0o100_755),
             ("size", (1 << 56) + 1),
             ("size", u64::MAX),

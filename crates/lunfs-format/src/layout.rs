@@ -26,7 +26,7 @@ pub struct Layout {
 }
 
 /// All structures, in the order of docs/format.md.
-pub const ALL: [Layout; 12] = [
+pub const ALL: [Layout; 13] = [
     crate::header::LAYOUT,
     crate::superblock::LAYOUT,
     crate::pulse::LAYOUT,
@@ -34,6 +34,7 @@ pub const ALL: [Layout; 12] = [
     crate::lock::LAYOUT,
     crate::cluster::LAYOUT,
     crate::descriptor::LAYOUT,
+    crate::layer::SNAPSHOT_LAYOUT,
     crate::node::LAYOUT,
     crate::journal::HEADER_LAYOUT,
     crate::journal::RECORD_LAYOUT,

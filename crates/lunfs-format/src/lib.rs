@@ -11,12 +11,14 @@
 
 mod checksum;
 mod cluster;
+mod content;
 mod descriptor;
 mod doorbell;
 mod error;
 mod geometry;
 mod header;
 mod journal;
+mod layer;
 #[doc(hidden)]
 pub mod layout;
 mod lock;
@@ -33,7 +35,8 @@ mod units;
 
 pub use checksum::{is_blank, stored_checksum};
 pub use cluster::{Bitmap, Cluster};
-pub use descriptor::{AREA, Content, Descriptor, EntryValue, FileKind, SIZE_MAX, Tree};
+pub use content::{Content, Tree};
+pub use descriptor::{AREA, Descriptor, EntryValue, FileKind, SIZE_MAX};
 pub use doorbell::{BellState, DOORBELL_LOCKS, Doorbell, Request};
 pub use error::DecodeError;
 pub use geometry::{
@@ -42,6 +45,7 @@ pub use geometry::{
 };
 pub use header::{Header, kind, kind_of, peek_header};
 pub use journal::{ENTRIES_PER_HEAD, JournalHeader, RecordEntry, RecordHead, chain};
+pub use layer::{Layer, LayerRef, Snapshot};
 pub use lock::{Lock, LockMode, LockObject, Stamp};
 pub use map_entry::{FILE_BLOCK_BLOCKS, MapEntry};
 pub use node::{INLINE_HEADER, NODE_CAPACITY, Node, NodeBlock};

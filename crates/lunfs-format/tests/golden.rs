@@ -57,6 +57,13 @@ fn a_cluster_is_golden() {
 fn a_descriptor_is_golden() {
     is_golden("directory", samples::directory().encode(VOLUME, AT).as_slice());
     is_golden("symlink", samples::symlink().encode(VOLUME, AT).as_slice());
+    is_golden("disk", samples::disk().encode(VOLUME, AT).as_slice());
+    is_golden("layer", samples::layer().encode(VOLUME, AT).as_slice());
+}
+
+#[test]
+fn a_snapshot_is_golden() {
+    is_golden("snapshot", samples::snapshot().encode().as_slice());
 }
 
 #[test]

@@ -22,6 +22,7 @@ enum Role {
     Named,
     Orphan,
     OrphanDirectory,
+    Layer,
 }
 
 impl Walk<'_, '_> {
@@ -32,6 +33,7 @@ impl Walk<'_, '_> {
             Some(Place::Root | Place::Name { .. }) => Role::Named,
             Some(Place::OrphanDirectory(_)) => Role::OrphanDirectory,
             Some(Place::Orphan { .. }) => Role::Orphan,
+            Some(Place::Layer { .. }) => Role::Layer,
             None => return Ok(()),
         };
         match self.opened(at, role, pair) {
@@ -126,6 +128,14 @@ impl Walk<'_, '_> {
                 self.directory(at, role, &body, content);
                 Some(0)
             }
+            (_, FileKind::File) if body.top.is_some() => {
+                self.disk(at, &body, &content);
+                Some(0)
+            }
+            (_, FileKind::Layer) => {
+                self.layer(at, &body);
+                self.file(at, role, &body, content.entries)
+            }
             (_, FileKind::File) => self.file(at, role, &body, content.entries),
             _ => Some(0),
         };
@@ -179,7 +189,7 @@ impl Walk<'_, '_> {
                     body.size
                 ))
             }
-            (FileKind::File | FileKind::Directory | FileKind::Void, _) => None,
+            (FileKind::File | FileKind::Directory | FileKind::Void | FileKind::Layer, _) => None,
             (FileKind::Symlink, Content::Bytes(target)) => {
                 rules::count("bytes of its target", body.size, target.len() as u64)
             }
@@ -196,7 +206,7 @@ impl Walk<'_, '_> {
                 let what = format!("it is an orphan but counts {} links", body.nlink);
                 self.error(at.plus(1), at, &what);
             }
-            Role::Orphan | Role::OrphanDirectory => {}
+            Role::Orphan | Role::OrphanDirectory | Role::Layer => {}
             Role::Named => {
                 let count = match body.kind {
                     FileKind::File => &mut self.tally.files,
@@ -246,7 +256,9 @@ impl Walk<'_, '_> {
         let parent = match self.objects.get(&at).map(|object| &object.place) {
             Some(Place::Root) => at,
             Some(Place::Name { directory, .. }) => *directory,
-            Some(Place::OrphanDirectory(_) | Place::Orphan { .. }) | None => return,
+            Some(Place::OrphanDirectory(_) | Place::Orphan { .. } | Place::Layer { .. }) | None => {
+                return;
+            }
         };
         let birth = self.objects.get(&parent).and_then(|object| object.birth);
         let is_right =
@@ -276,7 +288,7 @@ impl Walk<'_, '_> {
         self.report_lost(at, faults);
         let is_beyond = |index: u64| index.saturating_mul(FILE_BLOCK) >= body.size;
         let beyond = runs.iter().filter(|run| is_beyond(run.index)).count();
-        if beyond > 0 && role == Role::Named {
+        if beyond > 0 && role != Role::Orphan {
             let what =
                 format!("{}: {beyond} file blocks are allocated beyond the end", self.path(at));
             self.claims.note(at.plus(1), what);
@@ -289,8 +301,8 @@ impl Walk<'_, '_> {
             run.valid > 0 && valid > end
         };
         if let Some(run) = runs.iter().find(|run| shows(run))
-            && role == Role::Named
-            && body.nlink > 0
+            && role != Role::Orphan
+            && (body.nlink > 0 || role == Role::Layer)
         {
             let what = format!(
                 "file block {} has data beyond the end of the file, which would show if the file \
@@ -342,5 +354,6 @@ fn kind_name(kind: FileKind) -> &'static str {
         FileKind::CharDevice => "a character device",
         FileKind::BlockDevice => "a block device",
         FileKind::Void => "void",
+        FileKind::Layer => "a layer",
     }
 }

@@ -35,6 +35,7 @@ mod claim;
 mod clusters;
 mod content;
 mod examine;
+mod layers;
 mod media;
 mod repair;
 mod report;

@@ -34,6 +34,7 @@ pub async fn check(disk: &dyn Disk, options: &Options<'_>) -> Result<Report> {
     })
     .await?;
     walk.judge_links();
+    walk.judge_layers();
     // Read last: a life that has begun by now may have begun at any time before.
     let after = Slots::read(&media).await?;
     let is_at_rest = before.is_at_rest_until(&after);

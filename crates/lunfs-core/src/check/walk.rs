@@ -11,6 +11,7 @@ use lunfs_format::{BlockNo, FRONTIER_LOCK, FileKind, Lock, SlotNo};
 use super::claim::{Basis, Claims};
 use super::clusters::Clusters;
 use super::content::shown;
+use super::layers::Layers;
 use super::media::{Media, PARALLEL};
 use super::rules;
 use super::space::{Purpose, Reference, References, blocks};
@@ -23,8 +24,17 @@ const NAMES_SHOWN: usize = 64;
 pub(super) enum Place {
     Root,
     OrphanDirectory(SlotNo),
-    Name { directory: BlockNo, name: Vec<u8> },
-    Orphan { directory: BlockNo },
+    Name {
+        directory: BlockNo,
+        name: Vec<u8>,
+    },
+    Orphan {
+        directory: BlockNo,
+    },
+    /// The top of a disk, or below a layer.
+    Layer {
+        above: BlockNo,
+    },
 }
 
 /// What was reached at one lock.
@@ -59,6 +69,8 @@ pub(super) struct Walk<'a, 'd> {
     /// Locks as first read.
     pub locks: BTreeMap<BlockNo, Option<Lock>>,
     pub references: References,
+    /// Who refers to each layer, and what it says about that.
+    pub layers: Layers,
     pub tally: Tally,
     /// Damage hid something that may refer to blocks.
     pub is_partial: bool,
@@ -75,6 +87,7 @@ impl<'a, 'd> Walk<'a, 'd> {
             objects: BTreeMap::new(),
             locks: clusters.locks.clone(),
             references: References::default(),
+            layers: Layers::default(),
             tally: Tally::default(),
             is_partial: false,
             queue: VecDeque::new(),
@@ -147,6 +160,10 @@ impl<'a, 'd> Walk<'a, 'd> {
                 } else {
                     None
                 }
+            }
+            (Place::Layer { .. }, Place::Layer { .. }) if object.birth == birth => None,
+            (Place::Layer { .. }, Place::Layer { .. }) => {
+                Some(format!("{before} is referred to as a layer of two births"))
             }
             (Place::OrphanDirectory(_), _) => {
                 Some(format!("{here} leads to {before}, which must not have a name"))
@@ -263,6 +280,7 @@ impl<'a, 'd> Walk<'a, 'd> {
                     return format!("the orphan directory of slot {slot}");
                 }
                 Place::Orphan { directory } => return self.path(*directory),
+                Place::Layer { above } => return format!("a layer of {}", self.path(*above)),
             }
         }
         format!(".../{}", joined(&names))
@@ -274,6 +292,7 @@ fn lock_of(place: &Place) -> Option<BlockNo> {
     match place {
         Place::Root | Place::OrphanDirectory(_) => None,
         Place::Name { directory, .. } | Place::Orphan { directory } => Some(*directory),
+        Place::Layer { above } => Some(*above),
     }
 }
 

@@ -7,9 +7,9 @@
 
 use std::rc::Rc;
 
-use lunfs_format::{Content, FileKind, MapEntry};
+use lunfs_format::{Content, MapEntry};
 
-use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Held, SIZE_MAX, entry_of, to_usize};
+use super::{ENTRIES_MAX, FILE_BLOCK, GRAIN, Held, SIZE_MAX, entry_of, may_change, to_usize};
 use crate::error::{Error, Kind, Result};
 use crate::inode::Inode;
 use crate::locks::WriteGuard;
@@ -25,11 +25,7 @@ impl Volume {
         }
         let inode = self.inode(id);
         let body = self.current(id);
-        match body.kind {
-            FileKind::File => {}
-            FileKind::Directory => return Err(Kind::IsDirectory.into()),
-            _ => return Err(Kind::Invalid.into()),
-        }
+        may_change(id, &body)?;
         if size > body.size {
             if matches!(body.content, Content::Tree(_)) {
                 self.zero_tail(&inode, id, body.size, size).await?;
@@ -45,9 +41,11 @@ impl Volume {
                     bytes.truncate(to_usize(size.min(bytes.len() as u64)));
                 }
                 p.body.size = size;
+                p.body.layer.visible = p.body.layer.visible.min(size);
                 (p.body.mtime, p.body.ctime) = (now, now);
             },
         );
+        self.forget_stack(id.addr);
         self.note_dirty();
         Ok(())
     }
@@ -68,12 +66,17 @@ impl Volume {
             let Some((lowest, _)) = entries.last() else { break };
             let lowest = *lowest;
             for (index, old) in entries {
-                self.drop_entry(inode, id, index, &old);
+                self.drop_run(inode, id, index, &old, false);
             }
+            // What was hidden of the layers below stays so: they show no further than the end.
             inode.change(
                 || self.cached_descriptor(id.addr),
-                |p| p.body.size = p.body.size.min(lowest * FILE_BLOCK).max(size),
+                |p| {
+                    p.body.size = p.body.size.min(lowest * FILE_BLOCK).max(size);
+                    p.body.layer.visible = p.body.layer.visible.min(p.body.size);
+                },
             );
+            self.forget_stack(id.addr);
             self.write_back(guard).await?;
         }
         if !size.is_multiple_of(FILE_BLOCK) {
@@ -114,7 +117,7 @@ impl Volume {
         let mask = if keep < 64 { old.mask & ((1 << keep) - 1) } else { old.mask };
         if keep >= len || mask == 0 {
             if mask == 0 {
-                self.drop_entry(inode, id, index, old);
+                self.drop_run(inode, id, index, old, old.zero);
             }
             return;
         }

@@ -12,12 +12,14 @@ use futures_util::future::join_all;
 use lunfs_format::{BLOCK, BlockNo, Content, FileKind, MapEntry, Tree};
 
 use super::{
-    ENTRIES_MAX, FILE_BLOCK, GRAIN, INLINE_MAX, Part, SIZE_MAX, grains, mask_of, parts, to_usize,
+    ENTRIES_MAX, FILE_BLOCK, GRAIN, INLINE_MAX, Part, SIZE_MAX, grains, mask_of, may_change, parts,
+    to_usize,
 };
 use crate::allocate::{Purpose, Reservation};
+use crate::disk::Stack;
 use crate::error::{Error, Kind, Result};
 use crate::inode::{Delta, Inode};
-use crate::locks::{Wish, WriteGuard};
+use crate::locks::WriteGuard;
 use crate::types::FileId;
 use crate::volume::Volume;
 
@@ -80,8 +82,8 @@ impl Volume {
         let end = at.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX);
         end.ok_or_else(|| Error::new(Kind::TooLong, "beyond the largest size of a file"))?;
         self.with_space(async || {
-            let guard = self.hold(Wish::from(file)).await?;
-            self.write_guarded(&guard, file, at, &data).await
+            let held = self.hold_contents(file).await?;
+            self.write_guarded(&held.guard, held.id, at, &data).await
         })
         .await
     }
@@ -90,12 +92,12 @@ impl Volume {
     pub async fn append(&self, file: FileId, data: Vec<u8>) -> Result<u64> {
         self.writable()?;
         self.with_space(async || {
-            let guard = self.hold(Wish::from(file)).await?;
-            let at = self.current(file).size;
+            let held = self.hold_contents(file).await?;
+            let at = self.current(held.id).size;
             if at.saturating_add(data.len() as u64) > SIZE_MAX {
                 return Err(Error::new(Kind::TooLong, "beyond the largest size of a file"));
             }
-            self.write_guarded(&guard, file, at, &data).await?;
+            self.write_guarded(&held.guard, held.id, at, &data).await?;
             Ok(at)
         })
         .await
@@ -113,11 +115,8 @@ impl Volume {
         }
         let inode = self.inode(id);
         let body = self.current(id);
-        match body.kind {
-            FileKind::File => {}
-            FileKind::Directory => return Err(Kind::IsDirectory.into()),
-            _ => return Err(Kind::Invalid.into()),
-        }
+        may_change(id, &body)?;
+        let may_be_inline = body.kind == FileKind::File;
         // Before, not behind: once this write has entries in the map, the size that covers them
         // must be there too, or a crash leaves valid grains beyond the end of the file.
         if inode.pending.borrow().as_ref().is_some_and(|p| p.deltas.len() > ENTRIES_MAX) {
@@ -125,7 +124,9 @@ impl Volume {
         }
         let end = at + data.len() as u64;
         match &body.content {
-            Content::Empty | Content::Bytes(_) if end <= INLINE_MAX && body.size <= INLINE_MAX => {
+            Content::Empty | Content::Bytes(_)
+                if may_be_inline && end <= INLINE_MAX && body.size <= INLINE_MAX =>
+            {
                 self.write_inline(&inode, id, at, data);
             }
             Content::Empty | Content::Bytes(_) => {
@@ -206,6 +207,7 @@ impl Volume {
         to: u64,
     ) -> Result<()> {
         let end = to.min(size.next_multiple_of(GRAIN));
+        // What is below shows up to `visible` at most, which no end of this layer was below.
         if end <= size {
             return Ok(());
         }
@@ -226,11 +228,12 @@ impl Volume {
         at: u64,
         data: &[u8],
     ) -> Result<()> {
+        let stack = self.stack(id).await?;
         let mut jobs = Vec::new();
         for part in parts(at, data.len() as u64) {
             let from = to_usize(part.index * FILE_BLOCK + part.from - at);
             let bytes = &data[from..from + to_usize(part.to - part.from)];
-            jobs.push(self.plan_part(id, size, part, bytes).await?);
+            jobs.push(self.plan_part(&stack, (id, size), part, bytes).await?);
         }
         let writes = jobs.iter().map(|job| self.io.write(job.at, job.bytes.clone(), false));
         for answer in join_all(writes).await {
@@ -245,7 +248,13 @@ impl Volume {
     }
 
     /// Decides where a part goes and puts together the whole grains to write.
-    async fn plan_part(&self, id: FileId, size: u64, part: Part, bytes: &[u8]) -> Result<Job> {
+    async fn plan_part(
+        &self,
+        stack: &Stack,
+        (id, size): (FileId, u64),
+        part: Part,
+        bytes: &[u8],
+    ) -> Result<Job> {
         let old = self.current_entry(id, part.index).await?;
         let touched = grains(part.from, part.to);
         let fits = old.block.is_some() && u64::from(old.grains) >= touched.end;
@@ -262,6 +271,7 @@ impl Volume {
             old.mask >> g & 1 == 1 && !whole
         });
         self.read_grains(&old, keep.collect(), first, &mut buffer).await?;
+        self.copy_up(stack, &old, &part, (first, &mut buffer)).await?;
         let block_start = part.index * FILE_BLOCK;
         // What lies beyond the end of the file is garbage and must not come back to life.
         let end = size.saturating_sub(block_start + first * GRAIN);
@@ -281,7 +291,7 @@ impl Volume {
         };
         let entry = MapEntry {
             block: Some(start),
-            zero: false,
+            zero: old.zero,
             grains: u8::try_from(len).expect("at most 64"),
             mask,
         };
@@ -309,11 +319,42 @@ impl Volume {
         }
         let complete = self.io.flushes_begun();
         inode.written.set(Some(complete));
-        let entry = MapEntry { block: Some(at), zero: false, grains: 64, mask: old.mask };
+        let entry = MapEntry { block: Some(at), grains: 64, ..*old };
         let replaced = old.block.map(|b| (b, u64::from(old.grains)));
         let reserved = Some(reserved);
         let job = Job { index, at, bytes: Vec::new(), entry, reserved, replaced, changed: true };
         install(inode, job, complete, || self.cached_descriptor(id.addr));
+        Ok(())
+    }
+
+    /// Puts what shows from below into grains that are written in part: they become this layer's
+    /// own. `buffer` begins with grain `first`.
+    async fn copy_up(
+        &self,
+        stack: &Stack,
+        old: &MapEntry,
+        part: &Part,
+        (first, buffer): (u64, &mut [u8]),
+    ) -> Result<()> {
+        let is_part = |g: &u64| g * GRAIN < part.from || (g + 1) * GRAIN > part.to;
+        let missing: Vec<u64> =
+            grains(part.from, part.to).filter(|g| old.mask >> g & 1 == 0).filter(is_part).collect();
+        if missing.is_empty() || old.zero || stack.is_empty() {
+            return Ok(());
+        }
+        let below = self.below(stack, part.index).await?;
+        for grain in missing {
+            let wanted = grain..grain + 1;
+            for patch in below.iter().flat_map(|patch| patch.without(0, &wanted)) {
+                let data = self.io.read(patch.block, 1).await?;
+                let whole =
+                    Part { index: part.index, from: grain * GRAIN, to: (grain + 1) * GRAIN };
+                let (from, to) = patch.bytes_in(&whole);
+                let n = to_usize(to.saturating_sub(from));
+                let at = to_usize((grain - first) * GRAIN);
+                buffer[at..at + n].copy_from_slice(&data[..n]);
+            }
+        }
         Ok(())
     }
 

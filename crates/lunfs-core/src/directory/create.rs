@@ -67,7 +67,7 @@ impl Volume {
     /// Writes the first image of a new descriptor's lock: ours, before anything refers to it. One
     /// flush makes all locks of a record durable before the record. A crash behind this write
     /// leaves a lock in free space, which nobody looks at.
-    async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
+    pub(crate) async fn init_lock(&self, reserved: &Reservation) -> Result<Lock> {
         let lock = prepared(reserved.birth, self.me(), self.nonce());
         let block = lock_block(self.sb.volume, reserved.start, &lock);
         self.io.write(reserved.start, block, false).await?;
@@ -75,7 +75,7 @@ impl Volume {
         Ok(lock)
     }
 
-    fn new_body(&self, dir: FileId, new: &New) -> Descriptor {
+    pub(crate) fn new_body(&self, dir: FileId, new: &New) -> Descriptor {
         let now = self.wall();
         let is_dir = new.kind == FileKind::Directory;
         Descriptor {
@@ -95,6 +95,9 @@ impl Volume {
             btime: now,
             parent: if is_dir { dir.addr } else { lunfs_format::BlockNo(0) },
             parent_birth: if is_dir { dir.birth } else { 0 },
+            top: None,
+            user: None,
+            layer: lunfs_format::Layer::default(),
             content: if new.kind == FileKind::Symlink {
                 Content::Bytes(new.target.clone())
             } else {

@@ -106,6 +106,9 @@ impl Volume {
         if !unchanged {
             return Ok(false);
         }
+        if let Some(to) = step.to.filter(|_| step.mode == RenameMode::Replace) {
+            self.used_by_nobody_else(&self.current(to)).await?;
+        }
         self.rename_held(step).await?;
         Ok(true)
     }
@@ -118,8 +121,9 @@ impl Volume {
     }
 
     async fn is_directory(&self, id: FileId) -> Result<bool> {
-        match self.getattr(id).await {
-            Ok(attr) => Ok(attr.kind == FileKind::Directory),
+        let kind = self.reading(id, async |view| Ok(view.body.kind)).await;
+        match kind {
+            Ok(kind) => Ok(kind == lunfs_format::FileKind::Directory),
             Err(e) if e.kind == Kind::Stale => Ok(false),
             Err(e) => Err(e),
         }

@@ -135,6 +135,11 @@ impl Volume {
         Ok(())
     }
 
+    /// Gives up a lock whose guard the caller has, to nobody.
+    pub(crate) async fn release_held(&self, guard: WriteGuard) -> Result<()> {
+        self.release_all(vec![(guard, None)]).await
+    }
+
     /// R6 for several locks at once: the caller's guards say that their operations drained.
     async fn release_all(&self, batch: Vec<(WriteGuard, Option<Holder>)>) -> Result<()> {
         let (mut batch, mut failed) = (batch, Ok(()));
@@ -190,6 +195,7 @@ impl Volume {
         self.swap_held(entry.addr, &lock, &new).await?;
         entry.held.set(None);
         self.cache.borrow_mut().forget_lock(entry.addr);
+        self.forget_stack(entry.addr);
         if entry.object == LockObject::Cluster {
             self.alloc.borrow_mut().gave(entry.addr);
         }

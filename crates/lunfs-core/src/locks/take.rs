@@ -113,7 +113,7 @@ impl Volume {
             }
         }
         entry.used.set(self.now());
-        Ok(Some(ReadGuard { entry: entry.clone(), _guard: guard.downgrade() }))
+        Ok(Some(WriteGuard { entry, _guard: guard }.downgrade()))
     }
 
     /// Takes a lock for changing its object if no other host holds it. Waits for other tasks of
@@ -396,7 +396,7 @@ impl Volume {
     }
 
     /// Looks whether the holder of something we wait for is still alive, and recovers it if not.
-    async fn watch(&self, holder: Holder) -> Result<()> {
+    pub(crate) async fn watch(&self, holder: Holder) -> Result<()> {
         let gone = self.io.env.fence.life(holder.slot) == Life::Gone;
         if gone || self.look_is_due(holder.slot) || self.known_incarnation(holder.slot).is_none() {
             self.look_at(holder.slot).await?;

@@ -118,6 +118,9 @@ pub fn directory() -> Descriptor {
         btime: Timestamp { seconds: 1_600_000_000, nanos: 0 },
         parent: BlockNo(2050),
         parent_birth: 4,
+        top: None,
+        user: None,
+        layer: Layer::default(),
         content: Content::Tree(Tree::Inline(entries)),
         xattrs: Tree::Root(BlockNo(3000)),
     }
@@ -132,6 +135,56 @@ pub fn symlink() -> Descriptor {
         size: 9,
         content: Content::Bytes(b"../target".to_vec()),
         xattrs: Tree::Inline(xattrs),
+        ..directory()
+    }
+}
+
+pub fn snapshot() -> Snapshot {
+    Snapshot {
+        layer: LayerRef { addr: BlockNo(2070), birth: 11 },
+        size: 1 << 41,
+        created: Timestamp { seconds: 1_700_000_002, nanos: 3 },
+    }
+}
+
+pub fn disk() -> Descriptor {
+    let entries = vec![(b"before".to_vec(), snapshot().encode().to_vec())];
+    Descriptor {
+        kind: FileKind::File,
+        mode: 0o600,
+        nlink: 1,
+        size: 0,
+        parent: BlockNo(0),
+        parent_birth: 0,
+        top: Some(LayerRef { addr: BlockNo(2072), birth: 12 }),
+        user: Some(Holder { slot: SlotNo(5), incarnation: Incarnation(6) }),
+        content: Content::Tree(Tree::Inline(Node { level: 0, entries })),
+        xattrs: Tree::Empty,
+        ..directory()
+    }
+}
+
+pub fn layer() -> Descriptor {
+    Descriptor {
+        kind: FileKind::Layer,
+        mode: 0,
+        nlink: 0,
+        size: 1 << 41,
+        blocks: 65,
+        parent: BlockNo(0),
+        parent_birth: 0,
+        layer: Layer {
+            frozen: true,
+            below: Some(LayerRef { addr: BlockNo(2064), birth: 8 }),
+            visible: 1 << 40,
+            children: 1,
+            names: 1,
+            children_addresses: 2072,
+            children_births: 12,
+            depth: 3,
+        },
+        content: Content::Tree(Tree::Root(BlockNo(7000))),
+        xattrs: Tree::Empty,
         ..directory()
     }
 }

@@ -327,6 +327,9 @@ impl Sample {
             btime: now,
             parent: BlockNo(0),
             parent_birth: 0,
+            top: None,
+            user: None,
+            layer: lunfs_format::Layer::default(),
             content: Content::Empty,
             xattrs: Tree::Empty,
         };
