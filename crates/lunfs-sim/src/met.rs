@@ -81,6 +81,12 @@ met! {
     audits,
     /// Thereof with something lost that was not durable.
     audits_with_loss,
+    /// Snapshots of disks.
+    snapshots,
+    /// Clones of disks.
+    clones,
+    /// Snapshots that were read and compared.
+    snapshots_read,
     /// Bytes compared with the model.
     bytes_checked,
 }

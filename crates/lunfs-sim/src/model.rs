@@ -8,6 +8,7 @@ pub mod file;
 pub mod linear;
 pub mod names;
 pub mod register;
+pub mod snapshots;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use file::{Change, FileModel, Pending, Span};
 use linear::{Linear, Said};
 use names::{Names, Tree};
 use register::{ChangeNo, Deaths, Register};
+use snapshots::{Frozen, Snapshots};
 
 /// The dead, with the ticks of their deaths, and the looks that have not ended.
 #[derive(Debug, Default)]
@@ -82,6 +84,7 @@ pub struct Model {
     /// Names that everybody makes and removes.
     common_names: RefCell<BTreeMap<String, Linear>>,
     bytes_checked: Cell<u64>,
+    snapshots: RefCell<Snapshots>,
 }
 
 impl Model {
@@ -99,6 +102,7 @@ impl Model {
             workers: RefCell::new(vec![Names::default(); workers]),
             common_names: RefCell::default(),
             bytes_checked: Cell::new(0),
+            snapshots: RefCell::default(),
         })
     }
 
@@ -199,6 +203,13 @@ impl Model {
     /// The identity of `number` on the volume, if it is known.
     pub fn id(&self, number: u64) -> Option<FileId> {
         self.ids.borrow().get(&number).copied()
+    }
+
+    /// Whose lock covers the bytes of a file. Of a disk they may be in any layer, and in those of
+    /// its clones: `None`.
+    pub fn holder_of_bytes(&self, number: u64) -> Option<FileId> {
+        let is_disk = self.files.borrow().get(&number).is_some_and(|file| file.is_disk);
+        self.id(number).filter(|_| !is_disk)
     }
 
     /// Does something with a file of the model.
@@ -307,6 +318,23 @@ impl Model {
     pub fn settle_file(&self, number: u64, size: u64, tail: &[u8], by: Owner, from: u64) {
         let span = (from, self.tick());
         self.with_file(number, |file| file.settle_end((size, tail), by, span, &self.dead));
+    }
+
+    /// A file as everybody must see it now; `None`: there is more than one way.
+    pub fn freeze(&self, number: u64) -> Option<Rc<Frozen>> {
+        let now = self.tick();
+        self.with_file(number, |file| file.freeze(now, &self.dead)).map(Rc::new)
+    }
+
+    /// Does something with the snapshots of all disks.
+    pub fn with_snapshots<T>(&self, act: impl FnOnce(&mut Snapshots) -> T) -> T {
+        act(&mut self.snapshots.borrow_mut())
+    }
+
+    /// A disk was found to have these snapshots.
+    pub fn check_snapshots(&self, number: u64, found: &[String], by: Owner) -> bool {
+        let result = self.with_snapshots(|all| all.check(number, found, &self.dead));
+        self.report(by, result)
     }
 
     // Names.
@@ -439,7 +467,7 @@ impl Model {
             return None;
         }
         let number = values.iter().copied().find(|value| matches(value)).flatten();
-        let marks: Vec<(Owner, u64)> = register.marks(&number);
+        let marks: Vec<(Owner, u64)> = register.marks(&number, from);
         register.observe(&seen, by, span, &self.dead);
         drop(shared);
         // What another host sees came through a release, and with it all that its author did

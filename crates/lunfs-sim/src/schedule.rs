@@ -133,7 +133,7 @@ impl Run<'_> {
             None => {}
         }
         let model = Rc::downgrade(&world.model);
-        world.checkers.know_files(move |file| Some(model.upgrade()?.id(file)?.addr));
+        world.checkers.know_files(move |file| Some(model.upgrade()?.holder_of_bytes(file)?.addr));
         !self.is_over()
     }
 

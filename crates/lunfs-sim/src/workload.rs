@@ -8,6 +8,7 @@
 mod across;
 pub mod audit;
 mod data;
+mod disks;
 pub mod kinds;
 mod naming;
 pub mod setup;

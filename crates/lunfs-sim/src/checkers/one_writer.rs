@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use lunfs_format::{
-    BlockNo, Holder, Lock, LockMode, LockObject, Pulse, PulseState, SlotNo, Version, kind,
-    peek_header,
+    BLOCK, BlockNo, Cluster, FRONTIER_LOCK, Holder, Lock, LockMode, LockObject, Pulse, PulseState,
+    SlotNo, Version, kind, peek_header,
 };
 
 use super::{Place, View};
@@ -35,6 +35,8 @@ pub(super) struct OneWriter {
     lock_of: RefCell<Option<LockOf>>,
     /// The last generation seen at each address.
     generations: RefCell<BTreeMap<BlockNo, Generation>>,
+    /// Headers of clusters as they lie on the disk.
+    headers: RefCell<BTreeMap<BlockNo, Vec<u8>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -52,6 +54,7 @@ impl OneWriter {
 
     pub fn forget(&self) {
         self.generations.borrow_mut().clear();
+        self.headers.borrow_mut().clear();
     }
 
     pub fn landed(&self, landing: &Landing<'_>, by: By, view: &View) -> Result<(), String> {
@@ -69,12 +72,14 @@ impl OneWriter {
         by: By,
         view: &View,
     ) -> Result<(), String> {
+        self.learn_header(landing, block, view);
         let starts_block = landing.at == block.offset();
         let is_lock = lunfs_format::kind_of(landing.after) == Some(kind::LOCK);
         if starts_block
             && is_lock
             && let Ok(lock) = Lock::decode(landing.after, view.known.volume, block)
         {
+            let is_again = landing.request != Request::Compare && self.is_free(block, view);
             self.generation_rises(block, &lock, landing.request, view)?;
             let before = landing
                 .before
@@ -83,6 +88,7 @@ impl OneWriter {
                 (_, By::Alone) => {
                     Err(format!("lock {block} was changed by a program without slot"))
                 }
+                (Some(_), By::Host(me)) if is_again => prepared_again(block, me, view),
                 (Some(before), By::Host(me)) => lock_changes(block, &before, &lock, me, view),
                 _ => Ok(()),
             };
@@ -109,6 +115,32 @@ impl OneWriter {
                 .map_err(|what| format!("{what}; it holds {}", describe(landing.after))),
             None => Ok(()),
         }
+    }
+
+    fn learn_header(&self, landing: &Landing<'_>, block: BlockNo, view: &View) {
+        let geometry = &view.known.geometry;
+        let cluster = geometry.cluster_of(block).map(|index| geometry.cluster_start(index));
+        let Some(cluster) = cluster.filter(|cluster| cluster.plus(1) == block) else { return };
+        let mut headers = self.headers.borrow_mut();
+        let bytes = headers.entry(cluster).or_insert_with(|| vec![0; BLOCK]);
+        // It lands in parts.
+        let from = usize::try_from(landing.at - block.offset()).unwrap_or(0);
+        bytes[from..from + landing.after.len()].copy_from_slice(landing.after);
+    }
+
+    /// Does its cluster say that nothing is here? Then a lock that was prepared here never became
+    /// known, and whoever has the cluster now may prepare one at the same place.
+    fn is_free(&self, block: BlockNo, view: &View) -> bool {
+        let geometry = &view.known.geometry;
+        let cluster = geometry.cluster_of(block).map(|index| geometry.cluster_start(index));
+        let headers = self.headers.borrow();
+        let Some((start, bytes)) = cluster.and_then(|start| Some((start, headers.get(&start)?)))
+        else {
+            return false;
+        };
+        let header = Cluster::decode(bytes, view.known.volume, start.plus(1));
+        let place = u32::try_from(block.0 - start.0);
+        header.is_ok_and(|header| place.is_ok_and(|place| !header.bitmap.get(place)))
     }
 
     /// A lock that is prepared for a new object may repeat the generation of one that was prepared
@@ -195,6 +227,12 @@ fn covered(block: BlockNo, lock: BlockNo, me: Holder, view: &View) -> Result<(),
         // Nothing is here yet: whoever may allocate the place may prepare it.
         let cluster = view.known.geometry.cluster_of(block);
         let cluster = cluster.map(|index| view.known.geometry.cluster_start(index));
+        // A cluster behind the frontier has no lock yet either.
+        let is_new = cluster == Some(lock);
+        let frontier = view.lock(FRONTIER_LOCK).and_then(|frontier| frontier.holder);
+        if is_new && frontier == Some(me) {
+            return Ok(());
+        }
         if let Some(cluster) = cluster.and_then(|cluster| view.lock(cluster))
             && may_use(&cluster, me, view)
         {
@@ -205,6 +243,17 @@ fn covered(block: BlockNo, lock: BlockNo, me: Holder, view: &View) -> Result<(),
         format!("{:?} of {:?}, generation {}", found.mode, found.holder, found.generation)
     });
     Err(format!("R5: {me} writes block {block} under lock {lock}, which is {state}"))
+}
+
+/// May `me` prepare a lock where another one was prepared that nobody ever knew of?
+fn prepared_again(block: BlockNo, me: Holder, view: &View) -> Result<(), String> {
+    let geometry = &view.known.geometry;
+    let cluster = geometry.cluster_of(block).map(|index| geometry.cluster_start(index));
+    let cluster = cluster.and_then(|cluster| view.lock(cluster));
+    if cluster.is_some_and(|cluster| may_use(&cluster, me, view)) {
+        return Ok(());
+    }
+    Err(format!("R5: {me} prepares lock {block} in a cluster that is not its own"))
 }
 
 /// May `me` use what it likes of the cluster under this lock? It holds it, or it is its journal.

@@ -74,6 +74,21 @@ impl Host {
                 let (dir, to_dir) = (self.find(dir).await?, self.find(to_dir).await?);
                 v.rename(dir, name.as_bytes(), to_dir, to_name.as_bytes(), *mode).await
             }
+            Step::CreateDisk(path, size) => {
+                let (dir, name) = split(path);
+                let (dir, new) = (self.find(dir).await?, new(path, FileKind::File));
+                v.create_disk(dir, name.as_bytes(), new, *size).await.map(drop)
+            }
+            Step::Snapshot(path, name) => v.snapshot(self.find(path).await?, name.as_bytes()).await,
+            Step::DeleteSnapshot(path, name) => {
+                v.delete_snapshot(self.find(path).await?, name.as_bytes()).await
+            }
+            Step::Clone { from, snapshot, to } => {
+                let source = (self.find(from).await?, snapshot.map(str::as_bytes));
+                let (dir, name) = split(to);
+                let (dir, new) = (self.find(dir).await?, new(to, FileKind::File));
+                v.clone_disk(source, dir, name.as_bytes(), new).await.map(drop)
+            }
             Step::Open(path) => {
                 let file = self.find(path).await?;
                 v.open(file);
@@ -197,6 +212,12 @@ async fn face(v: &Volume, attr: &Attr) -> Result<Face> {
         xattrs.insert(String::from_utf8_lossy(&name).into_owned(), hash(&value));
     }
     let is_file = attr.kind == FileKind::File;
+    let mut snapshots = BTreeMap::new();
+    for snapshot in if attr.is_disk { v.snapshots(attr.id).await? } else { Vec::new() } {
+        let size = usize::try_from(snapshot.size).unwrap_or(0);
+        let content = v.read_snapshot(attr.id, &snapshot.name, 0, size).await?;
+        snapshots.insert(String::from_utf8_lossy(&snapshot.name).into_owned(), hash(&content));
+    }
     let content = match attr.kind {
         FileKind::File => v.read(attr.id, 0, usize::try_from(attr.size).unwrap_or(0)).await?,
         FileKind::Symlink => v.readlink(attr.id).await?,
@@ -212,6 +233,7 @@ async fn face(v: &Volume, attr: &Attr) -> Result<Face> {
         nlink: attr.nlink,
         rdev: attr.rdev,
         xattrs,
+        snapshots,
         size: if is_file { attr.size } else { content.len() as u64 },
         units: units(&content),
     })

@@ -91,6 +91,12 @@ fn steps() -> Vec<Step> {
     steps.push(create("big", FileKind::File));
     steps.push(write("big", 0, 8192, 6));
     steps.push(write("big", 256 << 10, 12_000, 6));
+    // A disk with a snapshot below it, and a clone of that.
+    steps.extend([Step::CreateDisk("k".into(), 600_000), write("k", 0, 20_000, 10)]);
+    steps.extend([write("k", 270_000, 9000, 11), Step::Snapshot("k".into(), "old")]);
+    steps.extend([write("k", 5000, 6000, 12), write("k", 530_000, 5000, 13)]);
+    let (from, to) = ("k".to_owned(), "kc".to_owned());
+    steps.push(Step::Clone { from, snapshot: Some("old"), to });
     for (name, len) in [("user.small", 20), ("user.tree", 5000)] {
         steps.push(Step::SetXattr { path: "g".into(), name, len, salt: 9 });
     }

@@ -29,6 +29,10 @@ pub struct Node {
     pub xattrs: BTreeMap<String, u64>,
     /// Contents, or the target of a link.
     pub content: Rc<Vec<u8>>,
+    /// Is it a disk?
+    pub is_disk: bool,
+    /// Its snapshots, with their contents.
+    pub snapshots: BTreeMap<String, Rc<Vec<u8>>>,
 }
 
 /// A whole tree of files.
@@ -51,6 +55,8 @@ fn node(path: &str, kind: FileKind) -> Node {
         rdev: if kind == FileKind::CharDevice { RDEV } else { 0 },
         xattrs: BTreeMap::new(),
         content: Rc::new(content),
+        is_disk: false,
+        snapshots: BTreeMap::new(),
     }
 }
 
@@ -125,6 +131,26 @@ impl Tree {
                 let node = number.and_then(|number| self.nodes.get_mut(&number));
                 node.is_some_and(|node| node.xattrs.remove(*name).is_some())
             }
+            Step::CreateDisk(path, size) => self.create_disk(path, vec![0; to_usize(*size)].into()),
+            Step::Snapshot(path, name) => self.of_disk(path, |disk| {
+                let is_new = !disk.snapshots.contains_key(*name);
+                disk.snapshots.entry((*name).to_owned()).or_insert_with(|| disk.content.clone());
+                is_new
+            }),
+            Step::DeleteSnapshot(path, name) => {
+                self.of_disk(path, |disk| disk.snapshots.remove(*name).is_some())
+            }
+            Step::Clone { from, snapshot, to } => {
+                let mut content = None;
+                self.of_disk(from, |disk| {
+                    content = match snapshot {
+                        Some(name) => disk.snapshots.get(*name).cloned(),
+                        None => Some(disk.content.clone()),
+                    };
+                    true
+                });
+                content.is_some_and(|content| self.create_disk(to, content))
+            }
             Step::Open(path) | Step::Fsync(path) => self.find(path).is_some(),
             Step::Peer(step) => self.act(step),
             Step::Close(_) | Step::Sync | Step::Idle(_) | Step::PeerLooks | Step::Unmount => true,
@@ -147,6 +173,20 @@ impl Tree {
         self.nodes.insert(self.next, node(path, kind));
         self.next += 1;
         true
+    }
+
+    fn create_disk(&mut self, path: &str, content: Rc<Vec<u8>>) -> bool {
+        let is_made = self.create(path, FileKind::File);
+        if is_made {
+            self.change(path, |node| (node.is_disk, node.content) = (true, content));
+        }
+        is_made
+    }
+
+    fn of_disk(&mut self, path: &str, change: impl FnOnce(&mut Node) -> bool) -> bool {
+        let number = self.find(path);
+        let node = number.and_then(|number| self.nodes.get_mut(&number));
+        node.is_some_and(|node| node.is_disk && change(node))
     }
 
     fn link(&mut self, from: &str, to: &str) -> bool {

@@ -114,6 +114,33 @@ fn contents() -> Vec<Operation> {
     ]
 }
 
+/// Disks, snapshots and clones.
+fn disks() -> Vec<Operation> {
+    let clone = |snapshot, to: &str| Step::Clone { from: "k".into(), snapshot, to: to.into() };
+    vec![
+        operation("disk-create", "d/disk", [Step::CreateDisk("d/disk".into(), 1 << 20)]),
+        operation("disk-write-in-grain", "k", [write("k", 12_500, 100, 60)]),
+        operation("disk-write-new-block", "kc", [write("kc", 530_000, 9000, 61)]),
+        operation("disk-punch", "k", [fallocate("k", 2000, 14_000, Fallocate::PunchHole)]),
+        operation(
+            "disk-punch-block",
+            "kc",
+            [fallocate("kc", 256 << 10, 256 << 10, Fallocate::PunchHole)],
+        ),
+        operation(
+            "disk-cut-and-grow",
+            "k",
+            [Step::SetSize("k".into(), 275_000), Step::SetSize("k".into(), 600_000)],
+        ),
+        operation("snapshot", "k", [write("k", 1000, 3000, 62), Step::Snapshot("k".into(), "new")]),
+        operation("snapshot-delete", "k", [Step::DeleteSnapshot("k".into(), "old")]),
+        operation("clone-snapshot", "d/c", [clone(Some("old"), "d/c")]),
+        operation("clone", "d/c", [write("k", 1000, 3000, 63), clone(None, "d/c")]),
+        operation("disk-unlink", "", [Step::Unlink("k".into())]),
+        operation("clone-unlink", "", [Step::Unlink("kc".into())]),
+    ]
+}
+
 /// Attributes.
 fn attributes() -> Vec<Operation> {
     vec![
@@ -147,7 +174,7 @@ fn services() -> Vec<Operation> {
 
 /// Everything that makes pairs.
 pub fn operations() -> Vec<Operation> {
-    [naming(), renaming(), contents(), attributes(), services()].concat()
+    [naming(), renaming(), contents(), disks(), attributes(), services()].concat()
 }
 
 /// What two hosts do to one file or directory; not for pairs, since the order in which the changes
@@ -203,7 +230,7 @@ mod tests {
     use super::*;
 
     /// Operations of `Volume` that change nothing, or that every case contains.
-    const OTHERS: [&str; 12] = [
+    const OTHERS: [&str; 14] = [
         "get_xattr",
         "getattr",
         "hosts",
@@ -212,9 +239,11 @@ mod tests {
         "mount",
         "read",
         "readdir",
+        "read_snapshot",
         "readlink",
         "seek",
         "serve",
+        "snapshots",
         "space",
     ];
 

@@ -20,6 +20,8 @@ pub struct Face {
     pub rdev: u64,
     /// Extended attributes, with the hashes of their values.
     pub xattrs: BTreeMap<String, u64>,
+    /// Snapshots of a disk, with the hashes of their contents.
+    pub snapshots: BTreeMap<String, u64>,
     /// Bytes of the contents, or of a link's target.
     pub size: u64,
     /// Hash of each logical block of the contents; the last one filled up with zeroes.

@@ -84,6 +84,21 @@ pub enum Step {
     },
     /// `Volume::remove_xattr`.
     RemoveXattr(Path, &'static str),
+    /// `Volume::create_disk`.
+    CreateDisk(Path, u64),
+    /// `Volume::snapshot`.
+    Snapshot(Path, &'static str),
+    /// `Volume::delete_snapshot`.
+    DeleteSnapshot(Path, &'static str),
+    /// `Volume::clone_disk`.
+    Clone {
+        /// The disk.
+        from: Path,
+        /// Its snapshot; or as it is now.
+        snapshot: Option<&'static str>,
+        /// The new disk.
+        to: Path,
+    },
     /// `Volume::open`.
     Open(Path),
     /// `Volume::close` of what was opened under this path.

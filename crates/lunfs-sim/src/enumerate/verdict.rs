@@ -7,10 +7,11 @@
 //! is ever anything else.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::model::{Node, Number, Tree};
 use super::recorder::UNIT;
-use super::seen::{Face, Seen, unit};
+use super::seen::{Face, Seen, hash, unit};
 use super::step::Step;
 
 /// Bytes of a file block.
@@ -72,6 +73,14 @@ impl History {
                 limits.names = index + 1;
                 limits.files.extend(now.nodes.keys().map(|number| (*number, index + 1)));
             }
+            // What is in a snapshot or under it is durable with it.
+            Step::Snapshot(path, _) | Step::Clone { from: path, snapshot: None, .. }
+                if self.succeeds[index] =>
+            {
+                let step = if matches!(step, Step::Snapshot(..)) { index + 1 } else { index };
+                limits.names = limits.names.max(step);
+                limits.files.extend(now.find(path).map(|number| (number, index + 1)));
+            }
             // A lock moves after all under it is in place and flushed (R6).
             Step::PeerLooks => limits.names = index + 1,
             _ => {}
@@ -107,6 +116,12 @@ impl History {
             let wanted = (node.kind as u8, node.owner, node.rdev, links, &node.xattrs);
             if fixed != wanted {
                 return Some(format!("{path:?} is {fixed:?} instead of {wanted:?}"));
+            }
+            let hashed = |(name, content): (&String, &Rc<Vec<u8>>)| (name.clone(), hash(content));
+            let snapshots: BTreeMap<String, u64> = node.snapshots.iter().map(hashed).collect();
+            if face.snapshots != snapshots {
+                let found: Vec<&String> = face.snapshots.keys().collect();
+                return Some(format!("{path:?} has other snapshots, or others in them: {found:?}"));
             }
             if same != least[&number] {
                 return Some(format!("{path:?} and {same:?} are one file"));

@@ -8,6 +8,7 @@ use lunfs_core::FileId;
 
 use super::content::{BLOCK, Content, SECTOR, describe};
 use super::register::{ChangeNo, Deaths, Register};
+use super::snapshots::Frozen;
 use crate::executor::Owner;
 
 /// What an operation does to the bytes of a file.
@@ -45,6 +46,8 @@ pub struct FileModel {
     /// An operation on it ended in doubt: it must be looked at before its bytes are changed in
     /// part.
     pub in_doubt: bool,
+    /// It can have snapshots.
+    pub is_disk: bool,
     next_write: u64,
     /// All changes are durable: there is nothing to harden.
     is_still: bool,
@@ -71,11 +74,47 @@ impl FileModel {
             id: None,
             is_going: false,
             in_doubt: false,
+            is_disk: false,
             next_write: 1,
             is_still: true,
             size: Register::new(0),
             blocks: BTreeMap::new(),
         }
+    }
+
+    /// It is born as a disk that holds this.
+    pub fn begin_as(&mut self, frozen: &Frozen) {
+        self.is_disk = true;
+        self.size = Register::new(frozen.size);
+        let mixed = |(block, bytes): (&u64, &Rc<[u8]>)| {
+            (*block, Register::new(Content::Mixed(bytes.clone())))
+        };
+        self.blocks = frozen.blocks.iter().map(mixed).collect();
+    }
+
+    /// What it holds, if a look now could see one thing only.
+    pub fn freeze(&self, now: u64, deaths: &dyn Deaths) -> Option<Frozen> {
+        let sizes = self.size.allowed(now, deaths);
+        let size = *sizes.first()?.1;
+        let is_one = |sizes: &[(ChangeNo, &u64)]| sizes.iter().all(|(_, other)| **other == size);
+        if !is_one(&sizes) {
+            return None;
+        }
+        let mut blocks = BTreeMap::new();
+        for (&block, register) in &self.blocks {
+            let allowed = register.allowed(now, deaths);
+            let first = allowed.first()?.1;
+            if allowed.iter().any(|(_, other)| *other != first) {
+                return None;
+            }
+            let mut bytes = first.bytes(self.number, block);
+            let end = size.saturating_sub(block * BLOCK as u64);
+            bytes[usize::try_from(end).unwrap_or(BLOCK).min(BLOCK)..].fill(0);
+            if bytes.iter().any(|byte| *byte != 0) {
+                blocks.insert(block, bytes.into());
+            }
+        }
+        Some(Frozen { size, blocks })
     }
 
     /// Size after all that was called.

@@ -200,10 +200,12 @@ impl<V: Clone + PartialEq> Register<V> {
             .collect()
     }
 
-    /// Marks of the changes that hold `value`.
-    pub fn marks(&self, value: &V) -> Vec<(Owner, u64)> {
-        let holding =
-            self.changes.iter().filter(|change| change.value == *value && change.gone.is_none());
+    /// Marks of the changes that hold `value` and that a look from tick `from` on may have seen.
+    pub fn marks(&self, value: &V, from: u64) -> Vec<(Owner, u64)> {
+        let holding = self
+            .changes
+            .iter()
+            .filter(|change| change.value == *value && change.gone.is_none_or(|gone| gone > from));
         holding.map(|change| (change.by, change.mark)).collect()
     }
 
@@ -235,8 +237,13 @@ impl<V: Clone + PartialEq> Register<V> {
         for change in self.changes.iter_mut().filter(|change| !is_seen(change) && failed(change)) {
             change.gone = change.gone.or(Some(now));
         }
-        // What the observer itself has not made durable can still give way to what was before.
-        if self.changes.iter().filter(|change| is_seen(change)).all(|change| change.durable) {
+        // What the observer itself has not made durable can still give way to what was before. Of
+        // what others did, and is over, one is there for good, whichever it is.
+        let is_past = |change: &Change<V>| {
+            change.by != observer && change.over(deaths).is_some_and(|over| over <= from)
+        };
+        let stays = |change: &Change<V>| change.durable || is_past(change);
+        if self.changes.iter().filter(|change| is_seen(change)).all(stays) {
             for change in self.changes.iter_mut().filter(|change| !is_seen(change)) {
                 if change.over(deaths).is_some_and(|over| over <= from) {
                     change.gone = change.gone.or(Some(now));
@@ -331,8 +338,55 @@ mod tests {
 
     const NOBODY: Dead = Dead(None);
 
+    /// Nobody died, and somebody has looked since this tick.
+    struct LookSince(u64);
+
+    impl Deaths for LookSince {
+        fn died(&self, _: Owner) -> Option<u64> {
+            None
+        }
+
+        fn oldest_look(&self) -> u64 {
+            self.0
+        }
+    }
+
     fn seen(register: &Register<u32>, from: u64, deaths: &dyn Deaths) -> Vec<u32> {
         register.allowed(from, deaths).into_iter().map(|(_, value)| *value).collect()
+    }
+
+    /// A look that took long began before a name was made, saw that it was missing, and was taken
+    /// for the proof that it had been removed.
+    #[test]
+    fn a_long_look_may_have_seen_what_is_gone() {
+        let mut register = Register::new(0);
+        let made = register.begin(1, A, 20, 1);
+        register.acknowledge(made, 21);
+        register.observe(&[made], B, (30, 31), &LookSince(10));
+        register.begin(0, A, 40, 2);
+        assert_eq!(register.marks(&0, 50), [(A, 2)]);
+        assert_eq!(register.marks(&0, 10), [(Owner::WORLD, 0), (A, 2)]);
+    }
+
+    /// A hole, a cut that was lost and a write that was lost: the hole is what there is, and the
+    /// next write in part begins with it.
+    #[test]
+    fn a_value_that_two_changes_explain_ends_what_was_not_seen() {
+        let mut register = Register::new(0);
+        for value in [0, 7] {
+            let change = register.begin(value, A, 10, 0);
+            register.acknowledge(change, 11);
+        }
+        let dead = Dead(Some((A, 20)));
+        let seen: Vec<ChangeNo> = register
+            .allowed(30, &dead)
+            .into_iter()
+            .filter(|(_, value)| **value == 0)
+            .map(|(change, _)| change)
+            .collect();
+        assert_eq!(seen.len(), 2);
+        register.observe(&seen, B, (30, 31), &dead);
+        assert_eq!(*register.newest(), 0);
     }
 
     #[test]

@@ -93,6 +93,9 @@ impl Totals {
             ("compare-and-writes whose flush failed", met.failed_flushes),
             ("last words", met.last_words),
             ("audits with loss", met.audits_with_loss),
+            ("snapshots", met.snapshots),
+            ("clones", met.clones),
+            ("snapshots read", met.snapshots_read),
         ];
         needed.into_iter().filter(|(_, number)| *number == 0).map(|(name, _)| name).collect()
     }

@@ -136,6 +136,11 @@ impl Worker {
                 }
                 Next::Go
             }
+            // Its owner has it open just now. In the end nobody has, and all is read once more.
+            Err(error) if error.kind == Kind::Busy && attr.is_disk => {
+                self.world.meet(|met| met.refusals += 1);
+                Next::Go
+            }
             Err(error) => self.trouble("read", &error),
         }
     }

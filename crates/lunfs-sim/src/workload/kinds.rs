@@ -27,6 +27,8 @@ pub(super) enum Act {
     Fsync,
     ReadWhole,
     Leave,
+    /// Something with the snapshots of a disk.
+    Snapshots,
 }
 
 /// What a worker does most.
@@ -50,13 +52,15 @@ pub enum Kind {
     Digger,
     /// Extended attributes.
     Labeler,
+    /// Snapshots and clones of disks, and writes to them.
+    Guest,
     /// Works a little, then its host unmounts and mounts again.
     Visitor,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Mixed,
         Kind::NameStorm,
         Kind::BigFiles,
@@ -66,12 +70,13 @@ impl Kind {
         Kind::Reuser,
         Kind::Digger,
         Kind::Labeler,
+        Kind::Guest,
         Kind::Visitor,
     ];
 
     fn weights(self) -> &'static [(u64, Act)] {
         match self {
-            Kind::Mixed => &[(50, Act::Data), (50, Act::Names)],
+            Kind::Mixed => &[(45, Act::Data), (45, Act::Names), (10, Act::Snapshots)],
             Kind::NameStorm => {
                 &[(40, Act::Create), (35, Act::Remove), (15, Act::Rename), (10, Act::List)]
             }
@@ -93,6 +98,13 @@ impl Kind {
             Kind::Reuser => &[(70, Act::Reuse), (20, Act::Names), (10, Act::Data)],
             Kind::Digger => &[(60, Act::Dig), (20, Act::Rename), (20, Act::Names)],
             Kind::Labeler => &[(75, Act::Attributes), (25, Act::Names)],
+            Kind::Guest => &[
+                (40, Act::Snapshots),
+                (30, Act::Data),
+                (10, Act::Cut),
+                (10, Act::Allocate),
+                (10, Act::Names),
+            ],
             Kind::Visitor => &[(3, Act::Leave), (57, Act::Data), (40, Act::Names)],
         }
     }
@@ -134,6 +146,9 @@ impl Worker {
             | Act::Allocate
             | Act::Fsync
             | Act::ReadWhole => self.change_file(act).await,
+            Act::Snapshots => self.use_snapshots().await,
+            // Who only passes by recovers nobody: at the end somebody stays.
+            Act::Leave if self.world.is_quiet.get() => Next::Go,
             Act::Leave => {
                 self.program.leave.raise();
                 Next::Go

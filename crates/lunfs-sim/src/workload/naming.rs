@@ -7,6 +7,7 @@ use crate::model::content::fill;
 use crate::model::file::Change;
 use crate::model::names::{Node, NodeKind, Tree, name, parent};
 use crate::model::register::Register;
+use crate::model::snapshots::Frozen;
 
 /// Directories in each other that a worker does not exceed.
 const DEPTH_MAX: usize = 14;
@@ -101,14 +102,29 @@ impl Worker {
             NodeKind::Directory => FileKind::Directory,
             NodeKind::Symlink(_) => FileKind::Symlink,
         };
-        let target = if let NodeKind::Symlink(target) = &node_kind { &target[..] } else { &[] };
-        let creating = self.volume.create(dir, name.as_bytes(), new(kind, target));
+        let target = match &node_kind {
+            NodeKind::Symlink(target) => target.clone(),
+            NodeKind::File | NodeKind::Directory => Vec::new(),
+        };
+        let disk = self.draw_disk(if kind == FileKind::File { 30 } else { 0 });
+        let creating = async {
+            match disk {
+                Some(size) => {
+                    self.volume.create_disk(dir, name.as_bytes(), new(kind, &target), size).await
+                }
+                None => self.volume.create(dir, name.as_bytes(), new(kind, &target)).await,
+            }
+        };
         let mut tree = (*self.tree()).clone();
         if tree.nodes.contains_key(&path) {
             return self.refused("create of an existing name", &[Kind::Exists], creating).await;
         }
         let model = &self.world.model;
         let number = if kind == FileKind::File { model.new_file() } else { model.new_number() };
+        if let Some(size) = disk {
+            let empty = Frozen { size, ..Frozen::default() };
+            model.with_file(number, |file| file.begin_as(&empty));
+        }
         tree.nodes.insert(path, Node { number, kind: node_kind });
         match self.naming("create", tree, vec![number], creating).await {
             Ok(attr) => {
