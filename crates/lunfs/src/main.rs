@@ -8,8 +8,10 @@
 #![deny(clippy::print_stdout)]
 
 mod check;
+mod clone;
 mod daemon;
 mod demo;
+mod disk;
 mod export;
 mod exports;
 mod format;
@@ -22,9 +24,11 @@ mod mount;
 mod name;
 mod out;
 mod place;
+mod progress;
 mod reader;
 mod runtime;
 mod size;
+mod snapshot;
 mod unexport;
 mod unmount;
 
@@ -54,6 +58,12 @@ enum Command {
     Hosts(hosts::Options),
     /// List the locks a mounted host holds
     Locks(locks::Options),
+    /// Make, list, resize and delete disks on a mounted volume
+    Disk(disk::Options),
+    /// Keep a disk as it is now
+    Snapshot(snapshot::Options),
+    /// Make a disk that begins as another one
+    Clone(clone::Options),
     /// Offer a file of a mounted volume as a disk
     Export(export::Options),
     /// List what is exported
@@ -91,6 +101,9 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Hosts(options) => hosts::run(&options),
         Command::Locks(options) => locks::run(&options),
+        Command::Disk(options) => disk::run(&options),
+        Command::Snapshot(options) => snapshot::run(&options),
+        Command::Clone(options) => clone::run(&options),
         Command::Export(options) => export::run(&options),
         Command::Exports(options) => exports::run(&options),
         Command::Unexport(options) => unexport::run(&options),

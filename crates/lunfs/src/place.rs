@@ -54,7 +54,20 @@ pub fn file(path: &Path) -> Result<(Mount, String)> {
     Ok((mount, below_root(&inside)?))
 }
 
-/// The same by the name alone: the file may be gone, and its server hang.
+/// A name on a mount that need not be there yet, in a directory that is. What it names is not
+/// followed if it is a link.
+pub fn name_on_mount(path: &Path) -> Result<(Mount, String)> {
+    let shown = path.display();
+    let name = path.file_name().with_context(|| format!("{shown} is no name of a file"))?;
+    let name = name.to_str().context("the path is not UTF-8")?;
+    let dir = std::path::absolute(path)?;
+    let dir = dir.parent().with_context(|| format!("{shown} is no name of a file"))?;
+    let (mount, inside) = file(dir)?;
+    let is_in_root = inside.is_empty();
+    Ok((mount, if is_in_root { name.to_owned() } else { format!("{inside}/{name}") }))
+}
+
+/// A file by its name alone: it may be gone, and its server hang.
 pub fn path_on(mount: &Mount, path: &Path) -> Result<String> {
     let name = std::path::absolute(path)?;
     below_root(&mount.root.join(name.strip_prefix(&mount.point)?))

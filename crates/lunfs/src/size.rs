@@ -27,6 +27,48 @@ impl FromStr for Size {
     }
 }
 
+/// A size, or by how much to change one: `20G`, `+10G`, `-512M`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// To this size.
+    To(Size),
+    /// By so much more.
+    Up(Size),
+    /// By so much less.
+    Down(Size),
+}
+
+impl FromStr for Change {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Change> {
+        Ok(match (text.strip_prefix('+'), text.strip_prefix('-')) {
+            (Some(more), _) => Change::Up(unsigned(more)?),
+            (_, Some(less)) => Change::Down(unsigned(less)?),
+            _ => Change::To(text.parse()?),
+        })
+    }
+}
+
+/// Numbers may have a sign of their own, which would be a second one.
+fn unsigned(text: &str) -> anyhow::Result<Size> {
+    if text.starts_with('+') {
+        bail!("a size has one sign at most");
+    }
+    text.parse()
+}
+
+impl Change {
+    /// What becomes of a size, if there is such a size.
+    pub fn of(self, now: u64) -> Option<u64> {
+        match self {
+            Change::To(Size(size)) => Some(size),
+            Change::Up(Size(more)) => now.checked_add(more),
+            Change::Down(Size(less)) => now.checked_sub(less),
+        }
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fitting = UNITS.iter().rev().find(|(_, shift)| self.0 >= 1 << shift);
@@ -55,6 +97,19 @@ mod tests {
         assert_eq!(read("1X"), None);
         assert_eq!(read("-1G"), None);
         assert_eq!(read("99999999P"), None);
+    }
+
+    #[test]
+    fn changes_are_sizes_with_a_sign() {
+        let change = |text: &str, now| text.parse::<Change>().ok().map(|change| change.of(now));
+        assert_eq!(change("4K", 9), Some(Some(4096)));
+        assert_eq!(change("+4K", 9), Some(Some(4105)));
+        assert_eq!(change("-4K", 5000), Some(Some(904)));
+        assert_eq!(change("-4K", 9), Some(None));
+        assert_eq!(change("+1", u64::MAX), Some(None));
+        for bad in ["", "+", "-", "++1", "-+1", "--1", "+-1"] {
+            assert_eq!(change(bad, 9), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod compare;
 mod copy_tree;
 mod demo;
+mod disks;
 mod enumerate;
 mod fuzz;
 pub mod guest;
@@ -131,6 +132,12 @@ const SCENARIOS: &[Scenario] = &[
         shows: "nbdcopy, qemu-img and libnbd find in an exported file what they put there",
         needs: &[Need::Root, Need::Fuse, Need::Nbd],
         run: nbd::run,
+    },
+    Scenario {
+        name: "disks",
+        shows: "snapshots under writes are moments; clones on another host outlive the first one",
+        needs: MOUNTS,
+        run: disks::run,
     },
     Scenario {
         name: "kill-group",

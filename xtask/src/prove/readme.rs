@@ -68,7 +68,7 @@ fn commands(readme: &str) -> String {
     commands
 }
 
-/// The examples of docs/operating.md: those of a day, with a disk and a look inside before the
+/// The examples of docs/operating.md: those of a day, with disks and a look inside before the
 /// unmount.
 fn examples(operating: &str) -> String {
     let section = |title: &str| {
@@ -78,7 +78,7 @@ fn examples(operating: &str) -> String {
         commands.map(|line| format!("{line}\n")).collect::<String>()
     };
     let (day, inside) = (section("\n## Every day\n"), section("\n## Looking inside\n"));
-    let disks = section("\n## Files as disks\n");
+    let disks = section("\n## Disks\n") + &section("\n## Files as disks\n");
     match day.find("lunfs unmount") {
         Some(at) => format!("{}{disks}{inside}{}", &day[..at], &day[at..]),
         None => day + &disks + &inside,
@@ -114,11 +114,17 @@ mod tests {
     fn a_look_inside_comes_before_the_unmount() {
         let operating = "# O\n\n## Every day\n\n    lunfs mount A B   # c\n    lunfs unmount B\n\n\
                          Text.\n\n## Other\n\n    lunfs other\n\n## Looking inside\n\n    \
-                         lunfs locks DIR\n\n## Files as disks\n\n    lunfs exports\n";
+                         lunfs locks DIR\n\n## Disks\n\n    lunfs disk list\n\n\
+                         ## Files as disks\n\n    lunfs exports\n";
         let examples = super::examples(operating);
         let lines: Vec<_> = examples.lines().collect();
-        let expected =
-            ["lunfs mount A B   # c", "lunfs exports", "lunfs locks DIR", "lunfs unmount B"];
+        let expected = [
+            "lunfs mount A B   # c",
+            "lunfs disk list",
+            "lunfs exports",
+            "lunfs locks DIR",
+            "lunfs unmount B",
+        ];
         assert_eq!(lines, expected);
     }
 

@@ -267,10 +267,19 @@ fn unreachable_server(mount: &Mount, error: io::Error) -> HostError {
 fn patience(request: &Request) -> Duration {
     match request {
         Request::Unmount { deadline_ms, .. } => PATIENCE + Duration::from_millis(*deadline_ms),
-        Request::Sync => PATIENCE,
+        // Who asks for a change has waited for what others wrote before it.
+        Request::Sync
+        | Request::CreateDisk { .. }
+        | Request::ResizeDisk { .. }
+        | Request::DeleteDisk { .. }
+        | Request::CloneDisk { .. }
+        | Request::CreateSnapshot { .. }
+        | Request::DeleteSnapshot { .. } => PATIENCE,
         Request::Info
         | Request::Hosts
         | Request::Locks { .. }
+        | Request::Disk { .. }
+        | Request::Disks { .. }
         | Request::Export { .. }
         | Request::Exports
         | Request::Unexport { .. }

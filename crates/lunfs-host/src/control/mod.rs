@@ -5,6 +5,7 @@
 //! which the mount table tells even when the server is dead.
 
 mod client;
+mod disks;
 mod server;
 
 use std::path::PathBuf;
@@ -70,6 +71,62 @@ pub enum Request {
         /// Even if it has clients.
         #[serde(default)]
         force: bool,
+    },
+    /// What a disk is.
+    Disk {
+        /// The disk, a path below the mount point.
+        path: String,
+    },
+    /// Disks and directories in a directory, as many as fit one answer.
+    Disks {
+        /// The directory, a path below the mount point.
+        path: String,
+        /// Where the last answer ended.
+        #[serde(default)]
+        after: u64,
+    },
+    /// Make a disk, which belongs to who asks.
+    CreateDisk {
+        /// Its path below the mount point.
+        path: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// Make a disk longer, or cut it.
+    ResizeDisk {
+        /// The disk.
+        path: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// Delete a disk with its snapshots.
+    DeleteDisk {
+        /// The disk.
+        path: String,
+    },
+    /// Make a disk that begins as another one.
+    CloneDisk {
+        /// The other one.
+        source: String,
+        /// As it was at this snapshot; as it is now, if none is named.
+        #[serde(default)]
+        snapshot: Option<String>,
+        /// The path of the clone below the mount point.
+        path: String,
+    },
+    /// Make a snapshot.
+    CreateSnapshot {
+        /// Of this disk.
+        path: String,
+        /// Its name.
+        name: String,
+    },
+    /// Delete a snapshot.
+    DeleteSnapshot {
+        /// Of this disk.
+        path: String,
+        /// Its name.
+        name: String,
     },
     /// Numbers of events since the mount.
     Counters,

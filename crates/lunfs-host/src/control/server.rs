@@ -60,10 +60,10 @@ pub struct Control {
     accepting: task::JoinHandle<()>,
 }
 
-struct Served {
-    volume: Rc<Volume>,
+pub(super) struct Served {
+    pub(super) volume: Rc<Volume>,
     about: About,
-    mount: Mount,
+    pub(super) mount: Mount,
     exports: Rc<Exports>,
     unmounts: mpsc::UnboundedSender<Unmount>,
 }
@@ -172,6 +172,16 @@ impl Served {
             Request::Counters => Ok(self.counters()),
             Request::Sync => self.volume.sync().await.map(|()| Value::Null),
             Request::Exports => Ok(self.exports.list()),
+            Request::Disk { path } => self.disk(&path).await,
+            Request::Disks { path, after } => self.disks(&path, after).await,
+            Request::CreateDisk { path, size } => self.create_disk(&path, size, owner).await,
+            Request::ResizeDisk { path, size } => self.resize_disk(&path, size).await,
+            Request::DeleteDisk { path } => self.delete_disk(&path).await,
+            Request::CloneDisk { source, snapshot, path } => {
+                self.clone_disk((&source, snapshot.as_deref()), &path, owner).await
+            }
+            Request::CreateSnapshot { path, name } => self.create_snapshot(&path, &name).await,
+            Request::DeleteSnapshot { path, name } => self.delete_snapshot(&path, &name).await,
             Request::Export { protocol, path, socket, read_only } => {
                 let socket = PathBuf::from(socket);
                 return (self.export((protocol, read_only), path, socket, owner).await, None);
@@ -303,7 +313,7 @@ impl Served {
     }
 
     /// Walks a path below the mount point; links are not followed.
-    async fn find(&self, path: &str) -> lunfs_core::Result<FileId> {
+    pub(super) async fn find(&self, path: &str) -> lunfs_core::Result<FileId> {
         let point = self.mount.point.display();
         let mut file = self.volume.root();
         for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {

@@ -29,6 +29,19 @@ fn requests_are_plain_json() {
             r#"{"op":"unexport","path":"a/b"}"#,
             Request::Unexport { socket: None, path: Some("a/b".into()), force: false },
         ),
+        (
+            r#"{"op":"create_disk","path":"a/b","size":512}"#,
+            Request::CreateDisk { path: "a/b".into(), size: 512 },
+        ),
+        (r#"{"op":"disks","path":""}"#, Request::Disks { path: String::new(), after: 0 }),
+        (
+            r#"{"op":"clone_disk","source":"a/b","path":"c"}"#,
+            Request::CloneDisk { source: "a/b".into(), snapshot: None, path: "c".into() },
+        ),
+        (
+            r#"{"op":"create_snapshot","path":"a/b","name":"n"}"#,
+            Request::CreateSnapshot { path: "a/b".into(), name: "n".into() },
+        ),
     ];
     for (line, request) in cases {
         assert_eq!(from_str::<Request>(line).unwrap(), request);
