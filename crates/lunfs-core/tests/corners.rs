@@ -34,11 +34,35 @@ fn a_hole_in_nothing_takes_no_time() {
             let rest = a.read(id, 1 << 44, 300_000).await.expect("works");
             assert_eq!(rest[..5000], vec![0; 5000]);
             assert_eq!(rest[5000..], pattern(300_000, 2)[5000..]);
-            let zero = Fallocate::ZeroRange { keep_size: true };
-            a.fallocate(id, 0, size, zero).await.expect("works");
+            a.fallocate(id, 0, size, Fallocate::PunchHole).await.expect("works");
             assert_eq!(a.read(id, 1 << 44, 300_000).await.expect("works"), vec![0; 300_000]);
             a.sync().await.expect("works");
             assert_eq!(a.getattr(id).await.expect("works").blocks, 0);
+        })
+        .await;
+    });
+}
+
+/// To zero a range gave up the space of a file that had all of it promised: a guest that wrote
+/// zeroes to a preallocated disk met a full volume later.
+#[test]
+fn zeroing_keeps_the_space_that_was_promised() {
+    let (env, time) = env(256 << 20);
+    block_on(&time, async {
+        formatted(&env).await;
+        let a = mount(&env, "a").await;
+        served(&[&a], async {
+            let id = a.create(a.root(), b"thick", file()).await.expect("works").id;
+            let whole = Fallocate::Allocate { keep_size: false };
+            a.fallocate(id, 0, 4 << 20, whole).await.expect("works");
+            a.write(id, 1 << 20, pattern(1 << 20, 1)).await.expect("works");
+            a.sync().await.expect("works");
+            let before = a.getattr(id).await.expect("works").blocks;
+            let zero = Fallocate::ZeroRange { keep_size: true };
+            a.fallocate(id, 5000, 3 << 20, zero).await.expect("works");
+            a.sync().await.expect("works");
+            assert_eq!(a.getattr(id).await.expect("works").blocks, before);
+            assert_eq!(a.read(id, 1 << 20, 1 << 20).await.expect("works"), vec![0; 1 << 20]);
         })
         .await;
     });
