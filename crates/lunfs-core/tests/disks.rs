@@ -163,7 +163,7 @@ fn a_snapshot_that_would_make_the_stack_too_deep_is_refused() {
             let d = disk(a, "d", MIB).await;
             let mut refused = None;
             for n in 0..1100u64 {
-                if n % 100 == 0 {
+                if n.is_multiple_of(100) {
                     put(a, d, n * 512, &[n as u8; 512]).await;
                 }
                 // The name goes, the layer stays: it has one above it.
@@ -338,7 +338,7 @@ async fn step(v: &Rc<Volume>, chance: &mut Chance, disks: &mut BTreeMap<String, 
             v.unlink(v.root(), name.as_bytes()).await.expect("removes");
             disks.remove(&name);
         }
-        22 if n % 2 == 0 => v.fsync(id).await.expect("syncs"),
+        22 if n.is_multiple_of(2) => v.fsync(id).await.expect("syncs"),
         22 => {
             if let Some((snapshot, bytes)) = model.snapshots.iter().next_back() {
                 let found = v.read_snapshot(id, snapshot.as_bytes(), 0, bytes.len()).await;
